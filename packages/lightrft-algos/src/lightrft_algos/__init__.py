@@ -1,0 +1,1 @@
+"""Advantages, losses, samplers, filters, shapers, selectors, corrections, and the algorithms that bundle them."""

@@ -1,0 +1,1 @@
+"""Advantages: rewards of siblings become a number per token. One file per estimator."""

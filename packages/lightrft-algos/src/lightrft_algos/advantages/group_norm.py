@@ -1,0 +1,46 @@
+"""Group-relative advantages: a reward against its siblings', in units of their spread.
+
+    A_i = (R_i - mean_g) / (std + eps),  std with n-1
+
+`std: group` is GRPO (arXiv:2402.03300, section 4.1.2), `none` is Dr.GRPO (arXiv:2503.20783, section 3.2), `batch` is
+Lite PPO (arXiv:2508.08221, section 4.2), where the spread is that of all ranks' rewards.
+"""
+
+from typing import Literal
+
+from lightrft_core.data import Batch, Tensor
+from lightrft_core.protocols import Advantages, World
+from lightrft_core.sections import Section
+from pydantic import Field
+
+from lightrft_algos.groups import Siblings, on_tokens, siblings
+
+EPS = 1e-6
+
+
+class GroupNormConfig(Section):
+    """Options of `group_norm`."""
+
+    std: Literal["group", "batch", "none"] = "group"
+    """Divide by the standard deviation of the group, of the whole batch over all ranks, or not at all."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest absolute advantage; by default there is no limit."""
+
+
+def group_norm(batch: Batch, world: World, *, config: GroupNormConfig) -> Advantages:
+    """Equal rewards and a group of one give exactly 0; rows that are not scored give 0 and count in no statistic."""
+    stats = siblings(batch)
+    advantages_B = stats.centered_B
+    if config.std == "group":
+        advantages_B = advantages_B / (stats.std(batch.group_B) + EPS)
+    elif config.std == "batch":
+        advantages_B = advantages_B / (_batch_std(stats, batch.scored_B, world) + EPS)
+    return Advantages(on_tokens(advantages_B, batch, config.clip))
+
+
+def _batch_std(stats: Siblings, scored_B: Tensor, world: World) -> float:
+    """Standard deviation of all scored rewards of all ranks, in two passes."""
+    total, count = world.sum([float(stats.rewards_B.sum()), float(scored_B.sum())])
+    from_mean_B = (stats.rewards_B - total / max(count, 1.0)).masked_fill(~scored_B, 0.0)
+    squares = world.sum([float((from_mean_B**2).sum())])[0]
+    return float((squares / max(count - 1.0, 1.0)) ** 0.5)

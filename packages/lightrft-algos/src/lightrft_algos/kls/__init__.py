@@ -1,0 +1,1 @@
+"""Estimators of KL(policy || reference), per token. One file per estimator."""

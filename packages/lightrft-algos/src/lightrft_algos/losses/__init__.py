@@ -1,0 +1,1 @@
+"""Losses, not reduced. One file per loss."""

@@ -1,0 +1,1 @@
+"""Samplers: prompts and an engine become groups of rollouts."""

@@ -1,0 +1,34 @@
+"""The plain sampler: every prompt is continued `group_size` times with the same settings."""
+
+from collections.abc import Sequence
+
+from lightrft_core.data import Group, Prompt, Sampling
+from lightrft_core.evaluation import sample_groups
+from lightrft_core.protocols import Engine, Setup
+from lightrft_core.sections import SamplerSection
+
+
+class PlainConfig(SamplerSection):
+    """Options of `plain`."""
+
+
+class PlainSampler:
+    """Draws each sibling from its own seed, which derives from (run seed, step, prompt id, sibling)."""
+
+    def __init__(self, config: PlainConfig, setup: Setup) -> None:
+        self._config, self._setup = config, setup
+
+    def sample(self, engine: Engine, prompts: Sequence[Prompt], *, step: int) -> list[Group]:
+        """One group per prompt, in order."""
+        config, model = self._config, self._setup.require_model()
+        sampling = Sampling(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
+            stop=config.stop,
+            stop_token_ids=model.stop_token_ids,
+        )
+        seed = self._setup.run.seed
+        return sample_groups(engine, model, prompts, sampling, config.group_size, run_seed=seed, purpose=step)

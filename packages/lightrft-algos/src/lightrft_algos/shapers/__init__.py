@@ -1,0 +1,1 @@
+"""Shapers: rewards are changed before the baseline."""

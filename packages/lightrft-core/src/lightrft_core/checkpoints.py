@@ -1,0 +1,249 @@
+"""Checkpoints that are either whole or not there.
+
+Written into `tmp_step_000010`, each file flushed and hashed, sealed by manifest.json, renamed to `step_000010`; older ones
+go only then, and only folders that carry our seal. Killed at any point, the newest whole one is found again; a damaged
+one is refused by name and the one before is used.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lightrft_core.durable import sync_file, sync_folder
+from lightrft_core.errors import RunFailed
+from lightrft_core.protocols import Json, SoloWorld, World
+from lightrft_core.seal import (
+    FORMAT,
+    MANIFEST,
+    Damaged,
+    Files,
+    is_ours,
+    list_files,
+    measure_files,
+    misfits,
+    read_manifest,
+    remove,
+    seal_text,
+    verify,
+)
+
+logger = logging.getLogger(__name__)
+Write = Callable[[Path], None]
+
+STATE: Final = "state.json"
+_NAME: Final = re.compile(r"(step|old_step)_(\d{6,})")
+_LEFTOVER: Final = re.compile(r"(tmp|gone)_step_\d{6,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint: every file of it has the size and hash that were sealed when it was written."""
+
+    path: Path
+    step: int
+    state: Json
+
+
+class Checkpoints:
+    """The checkpoints of one run under `root`, of which the newest `keep` stay. All ranks share the folder."""
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root, self.keep = root, keep
+        self._refused: set[str] = set()
+
+    def save(self, step: int, state: Json, write: Write, world: World | None = None) -> Path:
+        """Publish a checkpoint of `step`; called by all ranks together, each of which writes its files with `write`.
+
+        `write` gets an existing folder. `state` is kept in state.json. Raises `RunFailed` on every rank where any of
+        them could not write; what was there before is then untouched. Other errors of `write` are raised as they are
+        on the rank that had them.
+        """
+        world = world or SoloWorld()
+        final, beside = self.root / f"step_{step:06d}", self.root / f"tmp_step_{step:06d}"
+        text = _dump(state)
+        self._together(world, lambda: self._begin(beside) if world.rank == 0 else None)
+        try:
+            self._together(world, lambda: _write_all(beside, write, text if world.rank == 0 else None))
+            mine: Files = {}
+            self._together(world, lambda: mine.update(measure_files(beside, world.rank, world.size)))
+            files = {name: facts for part in world.gather(mine) for name, facts in part.items()}
+            self._together(world, lambda: self._publish(beside, final, files) if world.rank == 0 else None)
+        except Exception:
+            if world.rank == 0 and beside.exists():
+                remove(beside)
+            raise
+        self._refused.discard(final.name)
+        if world.rank == 0:
+            self._prune(step)
+        world.barrier()
+        return final
+
+    def newest(self, world: World | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint, or None without any. Each damaged one is named in a warning and passed over.
+
+        All ranks call it together; rank 0 reads and hashes the files, the others take its word.
+        """
+        world = world or SoloWorld()
+        found = self._search() if world.rank == 0 else None
+        name = world.gather(found.path.name if found else None)[0]
+        if found is not None or name is None:
+            return found
+        path = self.root / name
+        return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
+
+    def _search(self) -> Checkpoint | None:
+        for path in self._published():
+            try:
+                verify(path)
+                return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
+            except (Damaged, OSError, ValueError) as problem:
+                self._refused.add(path.name)
+                logger.warning("checkpoint %s is refused: %s; trying the one before", path, problem)
+        return None
+
+    def _published(self) -> list[Path]:
+        """Checkpoint folders, newest first; of one step the new one before the one it was to replace."""
+        if not self.root.is_dir():
+            return []
+        folders = [path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+        return sorted(folders, key=lambda path: (_step_of(path), path.name.startswith("step")), reverse=True)
+
+    def _begin(self, beside: Path) -> None:
+        if not self.root.is_dir():
+            self.root.mkdir(parents=True)
+            sync_folder(self.root.parent)
+        for path in [path for path in self.root.iterdir() if _LEFTOVER.fullmatch(path.name)]:
+            if is_ours(path):
+                logger.info("removing %s, left over from a save that was cut short", path.name)
+                remove(path)
+        beside.mkdir()
+        try:
+            _write_text(beside / MANIFEST, json.dumps({"format": FORMAT}))
+        except OSError:
+            remove(beside)
+            raise
+
+    def _publish(self, beside: Path, final: Path, files: Files) -> None:
+        manifest = {"format": FORMAT, "step": _step_of(final), "files": dict(sorted(files.items()))}
+        sealed = beside / f".{MANIFEST}"
+        _write_text(sealed, seal_text(manifest))
+        sealed.replace(beside / MANIFEST)
+        for folder in sorted({path.parent for path in list_files(beside)} | {beside}, reverse=True):
+            sync_folder(folder)
+        if final.exists():
+            self._set_aside(final)
+        beside.rename(final)
+        sync_folder(self.root)
+
+    def _set_aside(self, path: Path) -> None:
+        """Free the name of a checkpoint that is written anew; until then it can still be loaded."""
+        aside = self.root / f"old_{path.name}"
+        if not is_ours(path) or (aside.exists() and not is_ours(aside)):
+            count = sum(1 for other in self.root.iterdir() if other.name.startswith(f"foreign_{path.name}"))
+            aside = self.root / f"foreign_{path.name}_{count}"
+            logger.warning("%s does not look like ours and is kept as %s", path, aside.name)
+        elif aside.exists():
+            self._discard(aside)
+        path.rename(aside)
+
+    def _prune(self, step: int) -> None:
+        """Remove what we wrote and need no more, now that a newer one is on the disk. A failure here loses nothing."""
+        earlier = [path for path in self._published() if _step_of(path) <= step and is_ours(path)]
+        whole = [path for path in earlier if path.name.startswith("step") and self._looks_whole(path)]
+        for path in [path for path in earlier if path not in whole[: self.keep]]:
+            try:
+                self._discard(path)
+            except OSError as error:
+                logger.warning("old checkpoint %s could not be removed: %s", path, error)
+
+    def _discard(self, path: Path) -> None:
+        gone = self.root / f"gone_{path.name.removeprefix('old_')}"
+        if gone.exists():
+            remove(gone)
+        path.rename(gone)
+        remove(gone)
+
+    def _looks_whole(self, path: Path) -> bool:
+        try:
+            return path.name not in self._refused and next(misfits(path, read_manifest(path)), None) is None
+        except (Damaged, OSError):
+            return False
+
+    def _together(self, world: World, work: Callable[[], object]) -> None:
+        """Do this rank's share, then learn how the others fared: either all ranks go on, or all raise."""
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as problem:  # any error on one rank must reach all ranks, or they wait for ever
+            error = problem
+        reports = world.gather(None if error is None else [type(error).__name__, str(error), _is_disk_error(error)])
+        if error is not None and not _is_disk_error(error):
+            raise error
+        failed = [(rank, report) for rank, report in enumerate(reports) if report is not None]
+        if failed:
+            rank, (kind, text, is_disk) = failed[0]
+            raise self._failure(
+                f"rank {rank}: " * (world.size > 1) + (text if is_disk else f"{kind}: {text}")
+            ) from error
+
+    def _failure(self, cause: str) -> RunFailed:
+        newest = next((path for path in self._published() if self._looks_whole(path)), None)
+        size = sum(path.stat().st_size for path in list_files(newest)) if newest else 0
+        needed = f"; the last checkpoint took {size:,} bytes" if newest else ""
+        kept = f"{newest} is intact." if newest else "There is no earlier checkpoint."
+        return RunFailed(
+            f"the checkpoint could not be written: {cause} ({_free_bytes(self.root):,} bytes free{needed})",
+            where=str(self.root),
+            hint=f"{kept} Make room, then go on with `lightrft train --resume {self.root.parent}`.",
+        )
+
+
+def _write_all(beside: Path, write: Write, state_text: str | None) -> None:
+    if not beside.is_dir():
+        raise OSError(errno.ENOENT, f"{beside} is not visible here: all ranks must share the run's folder")
+    if state_text is not None:
+        _write_text(beside / STATE, state_text)
+    write(beside)
+
+
+def _dump(value: Json) -> str:
+    _check_keys(value)
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _check_keys(value: Json, place: str = "state") -> None:
+    """JSON would quietly turn the key 3 into "3"; a resumed run would then look for 3 in vain."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{place} has the key {key!r}; checkpoint state takes text keys only")
+            _check_keys(item, f"{place}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            _check_keys(item, place)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    sync_file(path)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rsplit("_", 1)[1])
+
+
+def _is_disk_error(error: Exception) -> bool:
+    # safetensors wraps the operating system's error in its own class, which core cannot name
+    return isinstance(error, OSError) or "IoError" in str(error) or "I/O error" in str(error)
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return os.statvfs(path).f_bavail * os.statvfs(path).f_frsize

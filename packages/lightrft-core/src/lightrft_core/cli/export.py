@@ -1,0 +1,38 @@
+"""`lightrft export RUN --to DIR`: a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export", help="Write a run's policy as a Hugging Face folder.")(export)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="Folder or name of a run.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder for model and tokenizer.")],
+    step: Annotated[int | None, typer.Option("--step", help="Checkpoint of this step; by default the newest.")] = None,
+) -> None:
+    """Load the checkpoint and write the model, its tokenizer and generation settings as safetensors."""
+    from lightrft_core import launch
+    from lightrft_core.assembly import build_core
+    from lightrft_core.command_line import resolve_command_line
+    from lightrft_core.errors import UserError
+    from lightrft_core.session import checkpoint_of, run_folder
+
+    if to.exists() and any(to.iterdir()):
+        raise UserError("the folder is not empty", where=str(to), hint="Choose a new one; nothing is overwritten.")
+    run_dir = run_folder(run)
+    run_file, plugins = resolve_command_line(str(run_dir.run_yaml), [], [])
+    checkpoint = checkpoint_of(run_dir, step)
+    core = build_core(run_file, plugins, run_dir, launch.world_size(), train=False)
+    try:
+        core.strategy.load(checkpoint.path)
+        core.strategy.export(to)
+    finally:
+        core.close()
+    if launch.rank() == 0:
+        print(f"wrote step {checkpoint.step} of {run_dir.path} to {to}")

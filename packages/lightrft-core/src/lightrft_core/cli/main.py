@@ -1,0 +1,97 @@
+"""`lightrft`: one Typer app whose commands are imported only when they are called.
+
+Every `LightRFTError` is printed here, once, as one paragraph on stderr, with its own exit code.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import typer
+
+from lightrft_core import __version__
+from lightrft_core.errors import ExitCode, LightRFTError
+
+# command -> (module below lightrft_core.cli, what it says in --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "Train a model from a run file or a recipe, or resume a run."),
+    "eval": ("evaluate", "Score a run's checkpoint, or any model, on a task."),
+    "export": ("export", "Write a run's policy as a Hugging Face folder."),
+    "runs": ("runs", "List, show and compare runs."),
+    "rollouts": ("rollouts", "Search and read what the model wrote."),
+    "config": ("config", "Show, check, start or import a run file."),
+    "plugins": ("plugins", "List, explain, check and start plugins."),
+    "doctor": ("doctor", "Report on this machine and environment, ready to paste."),
+}
+
+
+def build_app(argv: Sequence[str]) -> typer.Typer:
+    """The app for this call: the command that `argv` names is real, the others are entries in the help."""
+    app = typer.Typer(
+        name="lightrft",
+        help="Reinforcement fine-tuning of language, vision-language and audio-language models.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=True,
+    )
+    app.callback()(_root)
+    completing = any(name.endswith("_COMPLETE") for name in os.environ)
+    called = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        if completing or name == called:
+            import_module(f"lightrft_core.cli.{module}").register(app)
+        else:
+            app.command(name, help=summary)(_elsewhere)
+    if called not in COMMANDS:
+        _mount_plugin_commands(app)
+    return app
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        print(f"lightrft {__version__}")
+        raise typer.Exit
+
+
+def _elsewhere() -> None:
+    raise RuntimeError("this entry only stands in the help; its command is registered when it is called")
+
+
+def _mount_plugin_commands(app: typer.Typer) -> None:
+    from lightrft_core.cli.plugins import mount_commands
+    from lightrft_core.plugins import Plugins
+
+    mount_commands(app, Plugins.load())
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        result = build_app(argv)(args=list(argv), prog_name="lightrft", standalone_mode=True)
+    except LightRFTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(ExitCode.FAILED)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.OK)
+    return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def main() -> None:
+    """Entry point of the `lightrft` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

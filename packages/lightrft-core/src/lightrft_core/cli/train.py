@@ -1,0 +1,111 @@
+"""`lightrft train [RUN.yaml | RECIPE | --resume RUN] [--set k=v] [LightRFT flags]`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lightrft_core.plugins import Plugins
+    from lightrft_core.rundir import RunDir
+    from lightrft_core.runfile import RunFile
+    from lightrft_core.trainer import Trainer
+
+EPILOG = (
+    "Every flag of LightRFT is accepted too (--pretrain DIR, --n_samples_per_prompt 8, ...); docs/run-file.md lists "
+    "them. Try: lightrft train quickstart"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "train",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        epilog=EPILOG,
+        help="Train a model from a run file or a recipe, or resume a run.",
+    )(train)
+
+
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN.yaml | RECIPE] [FLAGS]", show_default=False)
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override one key: loss.clip_high=0.28")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what a step does, stop.")] = False,
+    resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run (folder or name).")] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Local processes; by default one per GPU.")
+    ] = None,
+) -> None:
+    """Resolve, then run here or under torchrun."""
+    from lightrft_core import launch
+
+    extra = list(words or [])
+    run = extra.pop(0) if extra and not extra[0].startswith("-") else None
+    run_dir, run_file, plugins = _prepare(run, sets or [], extra, resume, make=not dry_run)
+    if dry_run:
+        from lightrft_core.cli.dry_run import show
+
+        show(run_file, plugins)
+        return
+    num = processes or launch.num_gpus() or 1
+    if num > 1 and not launch.is_launched():
+        raise typer.Exit(_under_torchrun(num, run_dir, sets or [], extra))
+    _train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
+
+
+def _prepare(
+    run: str | None, sets: Sequence[str], extra: Sequence[str], resume: str | None, *, make: bool
+) -> "tuple[RunDir, RunFile, Plugins]":
+    """Resolve the run file; make its folder, or open the one that is resumed."""
+    from lightrft_core import launch
+    from lightrft_core.command_line import resolve_command_line
+    from lightrft_core.errors import UserError
+    from lightrft_core.rundir import RunDir, default_name
+    from lightrft_core.session import run_folder
+
+    if resume is not None:
+        if run is not None:
+            raise UserError(f"--resume {resume} takes its run file from the run's folder", hint=f"Leave out {run!r}.")
+        run_dir = run_folder(resume)
+        run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
+        return run_dir, run_file, plugins
+    run_file, plugins = resolve_command_line(run, list(sets), list(extra))
+    name = run_file.run.name or default_name(run or "run")
+    path = Path(run_file.run.dir) / name
+    if not make or launch.rank() != 0:
+        return RunDir(path), run_file, plugins
+    run_dir = RunDir.create(Path(run_file.run.dir), name)
+    run_dir.describe(run_file, plugins)
+    return run_dir, run_file, plugins
+
+
+def _under_torchrun(num: int, run_dir: "RunDir", sets: Sequence[str], extra: Sequence[str]) -> int:
+    """The folder exists by now, so the ranks resume it: with no checkpoint yet that is a start."""
+    from lightrft_core import launch
+
+    code = launch.torchrun(num, ["train", "--resume", str(run_dir.path)])
+    status = run_dir.read_status()
+    return status.exit_code if code and status is not None and status.exit_code else code
+
+
+def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, is_resumed: bool) -> None:
+    from lightrft_core import launch
+    from lightrft_core.cli.summary import print_summary
+    from lightrft_core.errors import StoppedEarly
+    from lightrft_core.session import Session
+
+    def say(line: str) -> None:
+        if launch.rank() == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    say(f"run {run_dir.path}")
+    try:
+        trainer: Trainer = Session(run_file, plugins, run_dir, say).train(resume=is_resumed)
+    except StoppedEarly as stop:
+        raise StoppedEarly(stop.what, hint=f"Go on with: lightrft train --resume {run_dir.path}") from None
+    if launch.rank() == 0:
+        print_summary(trainer.evaluations, run_dir)

@@ -1,0 +1,83 @@
+"""Evaluation: the same draw, sample and score as training, over the whole held-out set, with its own sampling.
+
+Prompts are split over ranks without dropping a tail; every mean is taken over all of them. Seeds do not depend on the
+step, so two evaluations differ by the weights alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightrft_core.data import GenerateRequest, Group, Prompt, Rollout, Sampling, seed_for
+from lightrft_core.measures import means, rollout_pairs
+from lightrft_core.protocols import Engine, ModelAdapter, Task, World
+from lightrft_core.scoring import RewardSet
+
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures the engine's present weights on a task."""
+
+    task: Task
+    engine: Engine
+    model: ModelAdapter
+    rewards: RewardSet
+    sampling: Sampling
+    num_samples: int
+    metric: str | None
+    seed: int
+    world: World
+
+    def measure(self, step: int) -> tuple[Mapping[str, float], list[Group]]:
+        """Metrics over all ranks, named `eval/...` with the chosen one as `eval/score`, and this rank's groups."""
+        prompts = self.task.everything()[self.world.rank :: self.world.size]
+        groups = sample_groups(
+            self.engine, self.model, prompts, self.sampling, self.num_samples, run_seed=self.seed, purpose=EVALUATION
+        )
+        self.rewards.score(groups)
+        measured = means(rollout_pairs(groups), self.world)
+        named = {"eval/" + name.removeprefix("reward/").replace("mean", "reward"): v for name, v in measured.items()}
+        named["eval/num_scored"] = self.world.sum([sum(len(group.rewards()) for group in groups)])[0]
+        return {"eval/score": self._score(measured), **named}, groups
+
+    def _score(self, measured: Mapping[str, float]) -> float:
+        chosen = self.metric or ("accuracy" if "accuracy" in measured else "reward/mean")
+        return measured.get(chosen, measured.get(f"reward/{chosen}", 0.0))
+
+
+def sample_groups(
+    engine: Engine,
+    model: ModelAdapter,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    num_samples: int,
+    *,
+    run_seed: int,
+    purpose: int | str,
+) -> list[Group]:
+    """Generate `num_samples` completions of each prompt; seeds derive from (run seed, purpose, prompt id, sibling)."""
+    seeds = [
+        tuple(seed_for(run_seed, purpose, prompt.id, index) for index in range(num_samples)) for prompt in prompts
+    ]
+    requests = [
+        GenerateRequest(prompt.id, model.render(prompt), own, sampling, prompt.media)
+        for prompt, own in zip(prompts, seeds, strict=True)
+    ]
+    groups = []
+    for prompt, request, completions in zip(prompts, requests, engine.generate(requests), strict=True):
+        rollouts = [
+            Rollout(
+                prompt_id=prompt.id,
+                index=index,
+                token_ids=completion.token_ids,
+                text=model.decode(completion.token_ids),
+                engine_logprobs=completion.logprobs,
+                finish_reason=completion.finish_reason,
+                policy_version=engine.version,
+                seed=seed,
+            )
+            for index, (completion, seed) in enumerate(zip(completions, request.seeds, strict=True))
+        ]
+        groups.append(Group(prompt, request.prompt_token_ids, rollouts))
+    return groups

@@ -1,0 +1,57 @@
+"""Filters and bounded refill (dynamic sampling): groups that a filter drops are drawn anew, a few times at most."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from lightrft_core.data import Group
+from lightrft_core.errors import RunFailed
+from lightrft_core.protocols import World
+
+Keep = Callable[[Group], bool]
+Refill = Callable[[int, int], list[Group]]
+
+
+class Filters:
+    """Named filters, all of which must keep a group. Without any, everything is kept."""
+
+    def __init__(self, filters: Sequence[tuple[str, Keep]], max_rounds: int, world: World) -> None:
+        self._filters, self._max_rounds, self._world = tuple(filters), max_rounds, world
+
+    def keep(self, groups: list[Group], refill: Refill) -> tuple[list[Group], Mapping[str, float]]:
+        """The kept groups, refilled to as many as came in where the bound allows, and metrics.
+
+        `refill(missing_here, round)` is called on every rank alike, so that ranks stay in step. Raises `RunFailed` when
+        nothing is left on all ranks together.
+        """
+        if not self._filters:
+            return groups, {}
+        wanted, dropped = len(groups), Counter[str]()
+        kept = self._sift(groups, dropped)
+        rounds = 0
+        while rounds < self._max_rounds and self._world.sum([wanted - len(kept)])[0] > 0:
+            rounds += 1
+            kept += self._sift(refill(wanted - len(kept), rounds), dropped)
+        return kept, self._report(kept, wanted, dropped, rounds)
+
+    def _sift(self, groups: list[Group], dropped: Counter[str]) -> list[Group]:
+        kept = []
+        for group in groups:
+            reason = next((name for name, keeps in self._filters if not keeps(group)), None)
+            if reason is None:
+                kept.append(group)
+            else:
+                dropped[reason] += 1
+        return kept
+
+    def _report(self, kept: list[Group], wanted: int, dropped: Counter[str], rounds: int) -> dict[str, float]:
+        names = [name for name, _ in self._filters]
+        sums = self._world.sum([len(kept), wanted, *(dropped[name] for name in names)])
+        if not sums[0]:
+            raise RunFailed(
+                f"the filters {', '.join(names)} dropped every group in {rounds + 1} rounds of sampling",
+                where="filters",
+                hint="Make the prompts easier or harder so that siblings differ, raise sampler.group_size or "
+                "sampler.max_refill_rounds, or leave the filter out.",
+            )
+        drops = {f"filter/{name}_dropped": count for name, count in zip(names, sums[2:], strict=True)}
+        return {"filter/kept_fraction": sums[0] / sums[1], "filter/refill_rounds": float(rounds), **drops}

@@ -1,0 +1,52 @@
+"""The KL penalty of a run: its estimator, its place, and the controller of its coefficient.
+
+The adaptive controller is that of Ziegler et al. 2019 (arXiv:1909.08593, section 2.2): the coefficient is multiplied by
+`1 + clip(KL / target - 1, -0.2, 0.2) * samples / horizon`.
+"""
+
+from collections.abc import Mapping
+
+from lightrft_core.data import Batch, Tensor
+from lightrft_core.objective import KLFunction
+from lightrft_core.protocols import Json, World
+from lightrft_core.sections import KLSection
+
+MAX_ERROR = 0.2
+
+
+class KLTerm:
+    """A KL estimator with its coefficient; `coef` is what the next step uses."""
+
+    def __init__(self, estimate: KLFunction, config: KLSection) -> None:
+        self.estimate, self.config = estimate, config
+        self.coef = config.coef
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the objective carries it; otherwise the rewards do."""
+        return self.config.place == "loss"
+
+    def penalise(self, batch: Batch, world: World) -> float:
+        """Subtract it from the per-token rewards; returns its mean over the trained tokens of all ranks."""
+        kl_BT: Tensor = self.estimate(batch.old_logprobs_BT, batch.ref_logprobs_BT)
+        kept_BT = kl_BT.masked_fill(~batch.mask_BT, 0.0)
+        penalty_BT = kept_BT * -self.coef
+        present = batch.token_rewards_BT
+        batch.token_rewards_BT = penalty_BT if present is None else present + penalty_BT
+        total, count = world.sum([float(kept_BT.sum()), float(batch.mask_BT.sum())])
+        return total / max(count, 1.0)
+
+    def observe(self, kl: float, num_samples: int) -> None:
+        """Tell the controller what a step measured; nothing changes without a target."""
+        if self.config.target is None:
+            return
+        error = min(max(kl / self.config.target - 1.0, -MAX_ERROR), MAX_ERROR)
+        self.coef *= 1.0 + error * num_samples / self.config.horizon
+
+    def state_dict(self) -> dict[str, Json]:
+        """The coefficient."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Go on from a saved coefficient."""
+        self.coef = float(state["coef"])

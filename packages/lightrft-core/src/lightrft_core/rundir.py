@@ -1,0 +1,200 @@
+"""A run's folder: everything that one training run reads back or leaves behind lies in it.
+
+    runs/<name>/  run.yaml  manifest.json  metrics.jsonl  log.txt  rollouts.sqlite  checkpoints/  plots/  STATUS
+
+Whoever writes STATUS `running` holds a lock on the folder until it ends, however it ends; so a run that was killed is
+told apart from one that goes on, and two processes can never train into one folder.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from lightrft_core.durable import replace_text, sync_folder
+from lightrft_core.errors import UserError
+from lightrft_core.metrics_file import truncate_metrics as truncate_metrics
+from lightrft_core.protocols import Json
+from lightrft_core.redaction import redact, redact_json
+
+RunState = Literal["running", "done", "stopped", "failed"]
+SeenState = Literal["running", "done", "stopped", "failed", "killed", "new"]
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a run stands. `state` may also be `killed` (its process is gone without a word) or `new` (never started)."""
+
+    state: SeenState
+    reason: str = ""
+    exit_code: int | None = None
+    pid: int | None = None
+    host: str = ""
+    updated: str = ""
+
+
+def default_name(recipe: str, now: datetime) -> str:
+    """`<recipe>-<MMDD-HHMMSS>`, in characters that a folder and `run.name` allow."""
+    clean = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in recipe.removesuffix(".yaml"))
+    return f"{clean.lstrip('._-') or 'run'}-{now:%m%d-%H%M%S}"
+
+
+class RunDir:
+    """The paths of one run and its status. Build it with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_yaml = path / "run.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.rollouts = path / "rollouts.sqlite"
+        self.checkpoints = path / "checkpoints"
+        self.plots = path / "plots"
+        self.status_file = path / "STATUS"
+        self._lock: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name is the run's."""
+        return self.path.name
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> "RunDir":
+        """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made."""
+        path = parent.absolute() / name
+        try:
+            path.mkdir(parents=True)
+            (path / "checkpoints").mkdir()
+            (path / "plots").mkdir()
+            sync_folder(path.parent)
+        except FileExistsError:
+            raise _exists(path) from None
+        except OSError as error:
+            raise UserError(
+                f"the folder {path} cannot be made: {error.strerror}",
+                where="run.dir",
+                hint="Choose a folder you may write to with `--set run.dir=...`.",
+            ) from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """An existing run. `UserError` where `path` is none."""
+        run_dir = cls(path.absolute())
+        if not (run_dir.run_yaml.is_file() or run_dir.status_file.is_file()):
+            what = "is not a run's folder (no run.yaml in it)" if path.is_dir() else "does not exist"
+            raise UserError(f"{path} {what}", hint="`lightrft runs list` shows the runs.")
+        return run_dir
+
+    def write_run_file(self, text: str) -> None:
+        """Store the resolved run file, without secrets."""
+        replace_text(self.run_yaml, redact(text))
+
+    def write_manifest(self, manifest: Json) -> None:
+        """Store what `manifest.describe` gives, without secrets."""
+        replace_text(self.manifest, json.dumps(redact_json(manifest), indent=2, ensure_ascii=False) + "\n")
+
+    def read_manifest(self) -> dict[str, Json]:
+        """The manifest; empty where the run never got so far."""
+        return _read_object(self.manifest)
+
+    def write_status(self, state: RunState, reason: str = "", exit_code: int | None = None) -> None:
+        """Say how the run stands, atomically.
+
+        `running` also claims the folder for this process until another state is written or the process is gone;
+        `UserError` where another process holds it.
+        """
+        if state not in get_args(RunState):
+            raise ValueError(f"no run state {state!r}")
+        if state == "running":
+            self._claim()
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        status = Status(state, redact(reason), exit_code, os.getpid(), platform.node(), updated)
+        replace_text(self.status_file, json.dumps(asdict(status)) + "\n")
+        if state != "running" and self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def read_status(self) -> Status:
+        """How the run stands; `killed` where STATUS says running but no process holds the folder."""
+        raw = _read_object(self.status_file)
+        if not raw:
+            return Status("new")
+        status = Status(**{name: raw[name] for name in Status.__dataclass_fields__ if name in raw})
+        if status.state == "running" and self._lock is None and not self._is_held():
+            return replace(status, state="killed", reason="its process ended without a word")
+        return status
+
+    def log_handler(self) -> logging.Handler:
+        """A handler that appends records to log.txt, without secrets; add it to a logger and close it at the end."""
+        handler = _LogFile(self.log, encoding="utf-8", errors="backslashreplace", delay=True)
+        handler.setFormatter(_Redacting(_LOG_FORMAT))
+        return handler
+
+    def _claim(self) -> None:
+        if self._lock is not None:
+            return
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            status = _read_object(self.status_file)
+            raise UserError(
+                f"run {self.name} is being trained by process {status.get('pid')} on {status.get('host')}",
+                where=str(self.path),
+                hint="Wait for it or stop it, then use `--resume`; or choose another `--set run.name=...`.",
+            ) from None
+        self._lock = descriptor
+
+    def _is_held(self) -> bool:
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """Says once that the log cannot be written; training goes on."""
+
+    has_complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.has_complained:
+            self.has_complained = True
+            os.write(2, f"warning: {self.baseFilename} cannot be written; training goes on without it\n".encode())
+
+
+def _exists(path: Path) -> UserError:
+    return UserError(
+        f"the run folder {path} exists already and is never overwritten",
+        where="run.name",
+        hint=f"Go on with that run: `lightrft train --resume {path}`; or start another: `--set run.name=...`.",
+    )
+
+
+def _read_object(path: Path) -> dict[str, Json]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

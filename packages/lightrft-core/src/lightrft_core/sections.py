@@ -1,0 +1,209 @@
+"""The sections of a run file that core itself owns, and the bases that components extend.
+
+Every section refuses unknown keys and is frozen. The sentence under a field is its documentation: `lightrft config
+schema` and `lightrft plugins show` print it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of every section; a component's options are a subclass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """Where the run lives, how long it goes, and its seed."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run's folder; by default the run file's name, date and time."""
+    dir: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = Field(default=42, ge=0)
+    """Everything random derives from it."""
+    steps: int | None = Field(default=None, ge=1)
+    """Number of rollout steps; by default as many as `episodes` passes over the prompts take."""
+    episodes: float = Field(default=1.0, gt=0)
+    """Passes over the prompts, where `steps` is not given."""
+    max_time: str | None = Field(default=None, pattern=r"^(\d+(\.\d+)?[dhms])+$")
+    """Save, stop and exit 75 before this much time is over: `3h50m`, `90s`."""
+    max_unscored_fraction: Fraction = 0.2
+    """Stop when more than this share of samples could not be scored ..."""
+    unscored_patience: int = Field(default=3, ge=1)
+    """... in this many steps in a row."""
+
+
+class OptimSection(Section):
+    """The optimizer and its schedule, and how a rollout is cut into optimizer steps."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine_with_min_lr"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    min_lr_ratio: Fraction = 0.1
+    """Lowest rate of `cosine_with_min_lr`, as a share of `lr`."""
+    warmup_ratio: Fraction = 0.0
+    """Share of all optimizer steps over which the rate rises from zero."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of optimizer steps; wins over the ratio."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay; norms and biases are left out."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clip the global gradient norm to this; 0 means no clipping."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Samples per optimizer step over all ranks; by default everything that one rollout step yields."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over each rollout."""
+    max_skipped_steps: int = Field(default=5, ge=1)
+    """Stop after this many optimizer steps in a row were skipped for non-finite gradients."""
+
+
+class TaskSection(Section):
+    """Options that every task has."""
+
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """Longest rendered prompt, in tokens."""
+    long_prompts: Literal["drop", "error"] = "drop"
+    """Prompts over the limit are dropped and counted, or an error; they are never cut."""
+    system_prompt: str | None = None
+    """Added as a system message where a prompt has none."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Use only the first so many."""
+    shuffle: bool = True
+    """A new order in every pass, from the run's seed."""
+
+
+class SamplerSection(Section):
+    """How many completions are drawn, and how."""
+
+    group_size: int = Field(default=8, ge=1)
+    """Sibling rollouts of each prompt."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts of one rollout step over all ranks."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest completion, in tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the trainer's log-probabilities use it too."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off."""
+    top_k: int = Field(default=0, ge=0)
+    """Draw from the k most likely tokens; 0 is off."""
+    min_p: Fraction = 0.0
+    """Drop tokens less likely than this share of the likeliest; 0 is off."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
+    max_refill_rounds: int = Field(default=4, ge=0)
+    """How often groups that the filters dropped are drawn anew before the step goes on with fewer."""
+
+
+class RewardSection(Section):
+    """Options that every reward has."""
+
+    name: str | None = None
+    """Name of its score in logs; by default the reward's own."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+    labels: tuple[str, ...] | None = None
+    """Score only prompts with one of these labels; by default all."""
+    timeout: float = Field(default=10.0, gt=0)
+    """Seconds that one sample may take; then it counts as unscored."""
+
+
+class LossSection(Section):
+    """Options that every loss has."""
+
+    aggregation: Aggregation = "seq_mean_token_mean"
+    """How per-token values become one number, with counts of the whole optimizer step over all ranks."""
+    token_budget: int | None = Field(default=None, ge=1)
+    """Constant divisor of `seq_mean_token_sum_norm`; by default the sampler's `max_new_tokens`."""
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus."""
+
+
+class KLSection(Section):
+    """Options that every KL estimator has."""
+
+    place: Literal["loss", "reward"] = "loss"
+    """Add it to the loss, or subtract it from the rewards; never both."""
+    coef: float = Field(default=0.001, ge=0)
+    """Weight; the start value where a target is set."""
+    target: float | None = Field(default=None, gt=0)
+    """Steer the weight so that the measured KL nears this value (adaptive controller)."""
+    horizon: int = Field(default=10000, ge=1)
+    """Samples over which the adaptive controller acts."""
+
+
+class ModelSection(Section):
+    """Options that every model adapter has."""
+
+    path: str = Field(min_length=1)
+    """Folder of a Hugging Face model, or its id on a hub."""
+    revision: str | None = None
+    """Hub revision to pin."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for code that you have read."""
+
+
+class EvaluationSection(Section):
+    """Held-out measurement: the same draw, sample, score with its own task, over the whole set."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Evaluate every so many steps; by default only at the start and the end."""
+    at_start: bool = True
+    """Evaluate before the first step."""
+    at_end: bool = True
+    """Evaluate after the last step."""
+    num_samples: int = Field(default=1, ge=1)
+    """Completions per prompt."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 is off."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """By default the sampler's."""
+    metric: str | None = None
+    """Score to report first; by default `accuracy` where a reward gives it, else the reward."""
+
+
+class CheckpointSection(Section):
+    """When state is saved, and how much of it is kept. The end of a run always saves."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Save every so many steps; by default only at the end."""
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints to keep; older ones go after a new one is published."""
+
+
+class SelfTestSection(Section):
+    """Checks on the user's own data before the first step."""
+
+    enabled: bool = True
+    """Run them."""
+    rollouts: int = Field(default=8, ge=2)
+    """Number of rollouts to check on."""
+    tolerance: float = Field(default=1e-3, gt=0)
+    """Largest difference of log-probabilities, in nats per token, in fp32; 30 times as much in bf16."""
+
+
+class RolloutsSection(Section):
+    """The store of everything the model wrote."""
+
+    save: bool = True
+    """Write every scored rollout to rollouts.sqlite."""
+
+
+class PlotsSection(Section):
+    """Curves as PNG in the run's plots folder."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Draw every so many steps; always at the end."""

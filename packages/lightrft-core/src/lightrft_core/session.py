@@ -1,0 +1,174 @@
+"""A run from its folder to its exit: build, self-test or resume, train, and leave a status whatever happens."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightrft_core import launch
+from lightrft_core.assembly import Core, build_core, build_selftest, build_trainer
+from lightrft_core.checkpoints import Checkpoint, Checkpoints
+from lightrft_core.data import Group
+from lightrft_core.errors import ExitCode, LightRFTError, StoppedEarly, UserError
+from lightrft_core.plots import plot_run
+from lightrft_core.plugins import Plugins
+from lightrft_core.protocols import RunStatus
+from lightrft_core.rundir import RunDir, truncate_metrics
+from lightrft_core.runfile import RunFile
+from lightrft_core.selftest import describe
+from lightrft_core.stopping import Stopper, parse_duration
+from lightrft_core.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One `lightrft train` on this rank."""
+
+    run_file: RunFile
+    plugins: Plugins
+    run_dir: RunDir
+    say: Say
+
+    def train(self, *, resume: bool) -> Trainer:
+        """Run to the end. Raises what ended it early, after the status file says so."""
+        limit = self.run_file.run.max_time
+        with Stopper(parse_duration(limit) if limit else None) as stopper, self._status(), self._log_file():
+            core = build_core(self.run_file, self.plugins, self.run_dir, launch.world_size())
+            try:
+                trainer = build_trainer(core, self.run_file, self.run_dir, stopper)
+                with _told(trainer):
+                    self._start(core, trainer, resume)
+                    trainer.run()
+                self._plot()
+                return trainer
+            finally:
+                core.close()
+
+    def _start(self, core: Core, trainer: Trainer, resume: bool) -> None:
+        checkpoint = Checkpoints(self.run_dir.checkpoints, self.run_file.checkpoint.keep).newest() if resume else None
+        step = checkpoint.step if checkpoint is not None else None
+        agreed = core.world.gather(step)
+        if any(other != agreed[0] for other in agreed):
+            raise UserError(f"ranks see different checkpoints: {agreed}", where=str(self.run_dir.checkpoints))
+        if checkpoint is not None:
+            self._resume(core, trainer, checkpoint)
+            return
+        self._forget_after(-1, trainer)
+        if resume:
+            self.say("no checkpoint was saved yet: starting from step 0")
+        if self.run_file.selftest.enabled:
+            findings = build_selftest(core, self.run_file).run(self._selftest_groups(core, trainer))
+            if core.world.rank == 0:
+                describe(findings, self.say)
+
+    def _resume(self, core: Core, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        core.strategy.load(checkpoint.path)
+        trainer.resume(checkpoint.state)
+        self._forget_after(checkpoint.step, trainer)
+        if core.world.rank == 0:
+            self.say(f"resumed from {checkpoint.path} (step {checkpoint.step} of {core.num_steps})")
+
+    def _forget_after(self, step: int, trainer: Trainer) -> None:
+        """Drop what a killed process wrote after the step that is resumed."""
+        if launch.rank() == 0:
+            truncate_metrics(self.run_dir.metrics, step)
+            if trainer.parts.store is not None:
+                trainer.parts.store.truncate(step)
+
+    def _selftest_groups(self, core: Core, trainer: Trainer) -> list[Group]:
+        num_prompts = -(-self.run_file.selftest.rollouts // core.setup.sampler.group_size)
+        prompts = trainer.parts.task.everything()[:num_prompts]
+        groups = trainer.parts.sampler.sample(core.engine, prompts, step=0)
+        for group in groups:
+            for rollout in group.rollouts:
+                rollout.reward = rollout.shaped_reward = 0.0
+        return groups
+
+    def _plot(self) -> None:
+        if launch.rank() == 0:
+            try:
+                plot_run(self.run_dir)
+            except LightRFTError as error:
+                logger.warning("no plot: %s", error)
+
+    @contextmanager
+    def _status(self) -> Iterator[None]:
+        if launch.rank() != 0:
+            yield
+            return
+        self.run_dir.write_status("running", "", None)
+        try:
+            yield
+        except StoppedEarly as stop:
+            self.run_dir.write_status("stopped", str(stop), int(ExitCode.STOPPED))
+            raise
+        except LightRFTError as error:
+            self.run_dir.write_status("failed", str(error), int(error.exit_code))
+            raise
+        except BaseException as error:
+            self.run_dir.write_status("failed", f"{type(error).__name__}: {error}", int(ExitCode.FAILED))
+            raise
+        self.run_dir.write_status("done", "", int(ExitCode.OK))
+
+    @contextmanager
+    def _log_file(self) -> Iterator[None]:
+        if launch.rank() != 0:
+            yield
+            return
+        handler = logging.FileHandler(self.run_dir.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        handler.setLevel(logging.INFO)
+        root = logging.getLogger("lightrft_core")
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def _told(trainer: Trainer) -> Iterator[None]:
+    """Tell trackers and callbacks how it ended, and close the store."""
+    status: RunStatus = "failed"
+    try:
+        yield
+        status = "done"
+    except StoppedEarly:
+        status = "stopped"
+        raise
+    finally:
+        for tracker in trainer.parts.trackers:
+            tracker.close(status)
+        for callback in trainer.parts.callbacks:
+            callback.on_end(status)
+        if trainer.parts.store is not None:
+            trainer.parts.store.close()
+
+
+def checkpoint_of(run_dir: RunDir, step: int | None) -> Checkpoint:
+    """The newest intact checkpoint of a run, or that of a step; `UserError` naming what there is."""
+    checkpoints = Checkpoints(run_dir.checkpoints, keep=1)
+    found = checkpoints.newest() if step is None else checkpoints.at(step)
+    if found is None:
+        have = ", ".join(str(number) for number in checkpoints.steps()) or "none"
+        wanted = "no intact checkpoint" if step is None else f"no intact checkpoint of step {step}"
+        raise UserError(wanted, where=str(run_dir.checkpoints), hint=f"Checkpoints there: {have}.")
+    return found
+
+
+def run_folder(name: str | Path, parent: str = "runs") -> RunDir:
+    """An existing run by path or by its name below `parent`."""
+    path = Path(name)
+    return RunDir.open(path if path.is_dir() else Path(parent) / path)
+
+
+def find_run(name: str | Path, parent: str = "runs") -> RunDir | None:
+    """The same where it may be something else, such as a run file or a recipe."""
+    folders = (Path(name), Path(parent) / Path(name))
+    found = next((folder for folder in folders if RunDir(folder).run_yaml.is_file()), None)
+    return RunDir.open(found) if found is not None else None

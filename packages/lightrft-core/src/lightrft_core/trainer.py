@@ -1,0 +1,323 @@
+"""One run: evaluate, then step after step draw, sample, score, weigh, train and sync. Every rank runs this same loop.
+
+The step reads from top to bottom. A part that the run does not name is an empty list or an identity, never an `if` on
+its name. A stop request is honoured between phases: before training begins the step is given up and its draws undone.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lightrft_core.checkpoints import Checkpoints
+from lightrft_core.data import Batch, Group, Prompt, StepReport, StepStats, Tensor, seed_for
+from lightrft_core.errors import RunFailed, StoppedEarly
+from lightrft_core.filtering import Filters
+from lightrft_core.kl_term import KLTerm
+from lightrft_core.measures import means, rollout_pairs, training_metrics
+from lightrft_core.objective import Objective
+from lightrft_core.phases import Phases
+from lightrft_core.protocols import (
+    Advantages,
+    Callback,
+    Corrected,
+    Engine,
+    Json,
+    ModelAdapter,
+    RunStatus,
+    Sampler,
+    Shaper,
+    Stateful,
+    Strategy,
+    Task,
+    Tracker,
+    World,
+)
+from lightrft_core.sections import CheckpointSection, EvaluationSection, OptimSection, RunSection
+
+if TYPE_CHECKING:
+    from lightrft_core.evaluation import Evaluator
+    from lightrft_core.scoring import RewardSet
+    from lightrft_core.stopping import Stopper
+    from lightrft_core.store import RolloutStore
+
+logger = logging.getLogger(__name__)
+
+
+class StepGivenUp(Exception):
+    """A stop was requested before this step changed any weight."""
+
+
+@dataclass
+class Parts:
+    """The plain objects a run is made of; `assembly` builds them from a run file."""
+
+    task: Task
+    sampler: Sampler
+    engine: Engine
+    rewards: "RewardSet"
+    filters: Filters
+    shapers: Sequence[Shaper]
+    model: ModelAdapter
+    strategy: Strategy
+    advantage: Callable[[Batch, World], Advantages]
+    objective: Objective
+    kl: KLTerm | None
+    correction: Callable[[Batch, World], Corrected]
+    selectors: Sequence[Callable[[Batch, World], Tensor]]
+    needs: frozenset[str]
+    evaluator: "Evaluator | None"
+    trackers: Sequence[Tracker]
+    callbacks: Sequence[Callback]
+    store: "RolloutStore | None"
+    checkpoints: Checkpoints
+    stopper: "Stopper"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the run goes and how each rollout is cut: arithmetic that was settled before anything started."""
+
+    run: RunSection
+    optim: OptimSection
+    evaluation: EvaluationSection
+    checkpoint: CheckpointSection
+    num_steps: int
+    prompts_per_step: int
+    minibatches: int
+
+
+class Trainer:
+    """The loop over steps, with its state: step, version, streaks, and whatever its parts keep."""
+
+    def __init__(self, parts: Parts, plan: Plan) -> None:
+        self.parts, self.plan, self.world = parts, plan, parts.strategy.world
+        self.step_done = 0
+        self.saved_step: int | None = None
+        self._bad_score_steps = self._skipped_updates = 0
+        self.evaluations: dict[int, Mapping[str, float]] = {}
+
+    def run(self) -> None:
+        """Go to the last step. Raises `StoppedEarly` after a requested stop was saved, `RunFailed` where it cannot."""
+        plan = self.plan
+        try:
+            if self.step_done == 0 and plan.evaluation.at_start and 0 not in self.evaluations:
+                self.evaluate()
+                self._stop_point()
+            while self.step_done < plan.num_steps:
+                self._one_round(last=self.step_done + 1 == plan.num_steps)
+            self.save()
+        except StepGivenUp:
+            self.save()
+            raise StoppedEarly(f"stopped after step {self.step_done} ({self._stop_reason()})") from None
+
+    def _one_round(self, *, last: bool) -> None:
+        before = self.state()
+        try:
+            report = self.step()
+        except StepGivenUp:
+            self._restore(before)
+            raise
+        self._tell(report)
+        plan, done = self.plan, self.step_done
+        if (last and plan.evaluation.at_end) or (plan.evaluation.every and done % plan.evaluation.every == 0):
+            self.evaluate()
+        if plan.checkpoint.every and done % plan.checkpoint.every == 0 and not last:
+            self.save()
+        if not last:
+            self._stop_point()
+
+    def step(self) -> StepReport:
+        """One step, a straight line."""
+        parts, world, clock = self.parts, self.world, Phases()
+        with clock("generate"):
+            groups = self._sample(parts.task.draw(self.plan.prompts_per_step))
+        self._stop_point()
+        with clock("score"):
+            parts.rewards.score(groups)
+            groups, metrics = parts.filters.keep(groups, lambda missing, _: self._sample_more(missing, clock))
+            shaped = [shaper.apply(groups, world) for shaper in parts.shapers]
+            pairs = rollout_pairs(groups)
+            measured = means(pairs, world)
+            self._watch_scores(measured)
+        self._stop_point()
+        with clock("prepare"):
+            batch = parts.model.collate(groups)
+            parts.strategy.fill(batch, parts.needs)
+            kl = parts.kl.penalise(batch, world) if parts.kl is not None and not parts.kl.in_loss else None
+            batch.advantages_BT = parts.advantage(batch, world).advantages_BT
+            corrected = self._correct(batch)
+        self._stop_point()
+        with clock("train"):
+            stats = self._train(batch)
+        with clock("sync"):
+            self.step_done += 1
+            self.sync()
+        trained = training_metrics(stats)
+        self._steer_kl(trained, kl, len(batch))
+        tokens = pairs["completion/length"][0]
+        report = self._report(clock, tokens, groups, measured, *shaped, metrics, corrected, trained)
+        with clock("store"):
+            self._store(groups, "train")
+        return report
+
+    def _sample(self, prompts: Sequence[Prompt]) -> list[Group]:
+        share = prompts[self.world.rank :: self.world.size]
+        return self.parts.sampler.sample(self.parts.engine, share, step=self.step_done + 1)
+
+    def _sample_more(self, missing: int, clock: Phases) -> list[Group]:
+        """Draw and score prompts for this rank's missing groups; all ranks draw all ranks' prompts and take their own."""
+        every = [int(item) for item in self.world.gather(missing)]
+        start = sum(every[: self.world.rank])
+        with clock("generate"):
+            prompts = self.parts.task.draw(sum(every))[start : start + missing]
+            groups = self.parts.sampler.sample(self.parts.engine, prompts, step=self.step_done + 1)
+        self.parts.rewards.score(groups)
+        return groups
+
+    def _correct(self, batch: Batch) -> Mapping[str, float]:
+        corrected = self.parts.correction(batch, self.world)
+        batch.weights_BT = corrected.weights_BT
+        if corrected.mask_BT is not None:
+            batch.mask_BT = batch.mask_BT & corrected.mask_BT
+        for select in self.parts.selectors:
+            batch.mask_BT = batch.mask_BT & select(batch, self.world)
+        return corrected.metrics
+
+    def _train(self, batch: Batch) -> list[StepStats]:
+        """Optimizer steps over the batch. Log-probabilities of later minibatches are taken before the first changes."""
+        parts, epochs = self.parts, self.plan.optim.epochs
+        kl_coef = parts.kl.coef if parts.kl is not None and parts.kl.in_loss else 0.0
+        objective = replace(parts.objective, kl_coef=kl_coef)
+        if epochs > 1 and batch.old_logprobs_BT is None:
+            parts.strategy.fill(batch, frozenset({"old_logprobs"}))
+        cuts = list(batch.minibatches(self.plan.minibatches, epochs, seed_for(self.plan.run.seed, self.step_done)))
+        for cut in cuts[1:]:
+            if cut.old_logprobs_BT is None:
+                parts.strategy.fill(cut, frozenset({"old_logprobs"}))
+        stats = []
+        for cut in cuts:
+            stats.append(parts.strategy.step(cut, objective))
+            self._watch_updates(stats[-1])
+        return stats
+
+    def sync(self) -> None:
+        """Serve the trained weights, and prove it: a sampled fingerprint of both sides must be equal."""
+        parts = self.parts
+        parts.engine.update_weights(parts.strategy.weights, self.step_done)
+        trained = parts.strategy.fingerprint()
+        served = parts.engine.fingerprint(list(trained))
+        wrong = [name for name, value in trained.items() if served.get(name) != value]
+        if wrong:
+            raise RunFailed(
+                f"after the sync of step {self.step_done} the engine serves other weights than were trained: {wrong[0]}",
+                where="engine",
+                hint="Nothing was saved since the last checkpoint; this is a fault of the engine plugin.",
+            )
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Measure on the whole evaluation set, and tell everybody."""
+        if self.parts.evaluator is None:
+            return {}
+        metrics, groups = self.parts.evaluator.measure(self.step_done)
+        self.evaluations[self.step_done] = metrics
+        for tracker in self.parts.trackers:
+            tracker.log_evaluation(self.step_done, metrics)
+        for callback in self.parts.callbacks:
+            callback.on_evaluation(self.step_done, metrics)
+        self._store(groups, "eval")
+        return metrics
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step, unless it is there already."""
+        if self.saved_step == self.step_done:
+            return
+        path = self.parts.checkpoints.save(self.step_done, self.state(), self.parts.strategy.save, self.world)
+        self.saved_step = self.step_done
+        for callback in self.parts.callbacks:
+            callback.on_save(self.step_done, path)
+
+    def state(self) -> dict[str, Json]:
+        """Everything beside the strategy's files that a resumed run needs, as JSON; a copy."""
+        own = {"step": self.step_done, "bad_score_steps": self._bad_score_steps, "skipped": self._skipped_updates}
+        parts = {name: part.state_dict() for name, part in self._stateful().items()}
+        evaluations = {str(step): dict(metrics) for step, metrics in self.evaluations.items()}
+        copied: dict[str, Json] = json.loads(json.dumps({"trainer": own, "parts": parts, "evaluations": evaluations}))
+        return copied
+
+    def resume(self, state: Mapping[str, Json]) -> None:
+        """Go on from a checkpoint whose files the strategy has loaded."""
+        self._restore(state)
+        self.saved_step = self.step_done
+        self.sync()
+
+    def _restore(self, state: Mapping[str, Json]) -> None:
+        own = state["trainer"]
+        self.step_done = own["step"]
+        self._bad_score_steps, self._skipped_updates = own["bad_score_steps"], own["skipped"]
+        self.evaluations = {int(step): metrics for step, metrics in state["evaluations"].items()}
+        for name, part in self._stateful().items():
+            part.load_state_dict(state["parts"][name])
+
+    def _stateful(self) -> dict[str, Stateful]:
+        parts = self.parts
+        candidates: dict[str, object] = {"task": parts.task, "sampler": parts.sampler, "kl": parts.kl}
+        candidates |= {f"shaper{index}": shaper for index, shaper in enumerate(parts.shapers)}
+        candidates |= {f"callback{index}": callback for index, callback in enumerate(parts.callbacks)}
+        return {name: part for name, part in candidates.items() if isinstance(part, Stateful)}
+
+    def _report(self, clock: Phases, tokens: float, groups: list[Group], *metrics: Mapping[str, float]) -> StepReport:
+        merged = {name: value for part in metrics for name, value in part.items()}
+        busy = sum(clock.seconds.values())
+        merged["throughput/tokens_per_s"] = self.world.sum([tokens])[0] / max(busy, 1e-9)
+        if self.parts.kl is not None:
+            merged["train/kl_coef"] = self.parts.kl.coef
+        return StepReport(step=self.step_done, metrics=merged, seconds=dict(clock.seconds), groups=groups)
+
+    def _tell(self, report: StepReport) -> None:
+        for tracker in self.parts.trackers:
+            tracker.log(report)
+        for callback in self.parts.callbacks:
+            callback.on_step(report)
+
+    def _store(self, groups: Sequence[Group], phase: str) -> None:
+        if self.parts.store is not None:
+            self.parts.store.add(self.step_done, groups, phase=phase)
+
+    def _steer_kl(self, trained: Mapping[str, float], kl: float | None, num_rows: int) -> None:
+        if self.parts.kl is not None:
+            measured = kl if kl is not None else trained.get("train/kl", 0.0)
+            self.parts.kl.observe(measured, int(self.world.sum([num_rows])[0]))
+
+    def _watch_scores(self, measured: Mapping[str, float]) -> None:
+        run = self.plan.run
+        share = measured.get("reward/unscored_fraction", 0.0)
+        self._bad_score_steps = self._bad_score_steps + 1 if share > run.max_unscored_fraction else 0
+        if self._bad_score_steps >= run.unscored_patience:
+            raise RunFailed(
+                f"{share:.0%} of the samples could not be scored, in {self._bad_score_steps} steps in a row",
+                where="rewards",
+                hint="The reasons are in the warnings above and in log.txt. Mend the reward, or raise "
+                "run.max_unscored_fraction.",
+            )
+
+    def _watch_updates(self, stats: StepStats) -> None:
+        self._skipped_updates = self._skipped_updates + 1 if stats.skipped else 0
+        if stats.skipped:
+            logger.warning("step %d: update skipped, %s", self.step_done + 1, stats.skipped)
+        if self._skipped_updates >= self.plan.optim.max_skipped_steps:
+            raise RunFailed(
+                f"{self._skipped_updates} optimizer steps in a row were skipped: {stats.skipped}",
+                where="optim",
+                hint="Lower optim.lr or optim.max_grad_norm, or check the reward's scale. The last checkpoint is intact.",
+            )
+
+    def _stop_point(self) -> None:
+        """Agree over all ranks whether to stop here."""
+        if self.world.sum([float(self.parts.stopper.requested is not None)])[0]:
+            raise StepGivenUp
+
+    def _stop_reason(self) -> str:
+        reasons = [reason for reason in self.world.gather(self.parts.stopper.requested) if reason]
+        return str(reasons[0]) if reasons else "requested"

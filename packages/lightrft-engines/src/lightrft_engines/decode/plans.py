@@ -1,0 +1,89 @@
+"""How attention is computed while decoding: prompts packed side by side, then one new token a row.
+
+A row's keys lie in two places: its prompt's, shared by all siblings, and its own. The two softmaxes are merged by their
+log-sum-exps, so a prompt's keys are read once for all its siblings and never copied. Query heads that share a key head
+are treated as further queries: keys are not repeated for grouped-query attention.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightrft_engines.decode.cache import KeyValueCache
+
+
+def attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None
+) -> tuple[Tensor, Tensor]:
+    """[B, heads, Q, D] queries over as many heads of keys -> output [B, heads, Q, D] and log-sum-exp [B, heads, Q].
+
+    `bias` [B, 1, 1, S] is added to the scores; every query must see a key.
+    """
+    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=bias, scale=scaling
+        )
+        return output, lse
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * (scaling or key.shape[-1] ** -0.5)
+    scores = scores if bias is None else scores + bias
+    lse = scores.logsumexp(-1, keepdim=True)
+    return torch.matmul((scores - lse).exp().to(value.dtype), value), lse.squeeze(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPlan:
+    """Prompts packed into one row, equally long ones adjacent: each attends to itself alone, and its keys are kept."""
+
+    cache: KeyValueCache
+    slots: Sequence[int]
+    runs: Sequence[tuple[int, int]]
+    """(prompts, tokens of each) in packed order."""
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """[1, heads, T, D] queries over [1, kv_heads, T, D] keys and values -> [1, T, heads, D]."""
+        outputs, token, prompt = [], 0, 0
+        for num, length in self.runs:
+            rows = [_unpack(part[0, :, token : token + num * length], num) for part in (query, key, value)]
+            self.cache.keep_prompts(module.layer_idx, self.slots[prompt : prompt + num], rows[1], rows[2])
+            outputs.append(_causal(*rows, scaling).transpose(1, 2).flatten(0, 1))
+            token, prompt = token + num * length, prompt + num
+        return torch.cat(outputs).unsqueeze(0)
+
+
+def _unpack(packed: Tensor, num: int) -> Tensor:
+    """[heads, num * L, D] -> [num, heads, L, D]"""
+    return packed.unflatten(1, (num, -1)).transpose(0, 1)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One new token per row, over its prompt's keys and its own."""
+
+    cache: KeyValueCache
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """[R, heads, 1, D] queries over [R, kv_heads, 1, D] new keys and values -> [R, 1, heads, D]."""
+        cache = self.cache
+        num_rows, num_heads, _, width = query.shape
+        kv_heads = key.shape[1]
+        repeats = num_heads // kv_heads
+        view = cache.step_view(module.layer_idx, key, value)
+        by_row = query.reshape(num_rows, kv_heads, repeats, width)
+        own, own_lse = attend_with_lse(by_row, view.own_keys, view.own_values, cache.own_bias, scaling)
+        gather, scatter, num_slots = cache.sibling_index(kv_heads)
+        by_prompt = by_row.reshape(num_rows * kv_heads, repeats * width).index_select(0, gather)
+        by_prompt = by_prompt.view(-1, kv_heads, num_slots * repeats, width)
+        shared, shared_lse = attend_with_lse(by_prompt, view.keys, view.values, cache.prompt_bias, scaling)
+        shared = shared.reshape(-1, repeats * shared.shape[-1]).index_select(0, scatter).view(own.shape)
+        shared_lse = shared_lse.reshape(-1, repeats).index_select(0, scatter).view(own_lse.shape)
+        merged = torch.lerp(own, shared, torch.sigmoid(shared_lse - own_lse).unsqueeze(-1).to(own.dtype))
+        return merged.reshape(num_rows, 1, num_heads, -1)

@@ -1,0 +1,64 @@
+"""Rollouts, groups and batches keep their promises."""
+
+import pytest
+import torch
+from lightrft_core.data import Batch, Group, Prompt, Rollout, seed_for
+
+
+def rollout(index, reward=None, **scores):
+    return Rollout("p", index, (1, 2), "x", (-0.1, -0.2), "stop", 0, reward=reward, scores=scores)
+
+
+def batch_of(prompt_ids):
+    rows = len(prompt_ids)
+    return Batch(
+        prompt_ids=tuple(prompt_ids),
+        prompt_token_ids=tuple((row,) for row in range(rows)),
+        completion_ids_BT=torch.arange(rows * 2).reshape(rows, 2),
+        mask_BT=torch.ones(rows, 2, dtype=torch.bool),
+        lengths_B=torch.full((rows,), 2),
+        group_B=torch.zeros(rows, dtype=torch.long),
+        rewards_B=torch.arange(rows, dtype=torch.float32),
+        scored_B=torch.ones(rows, dtype=torch.bool),
+        engine_logprobs_BT=torch.zeros(rows, 2),
+    )
+
+
+def test_rollout_refuses_uneven_lengths():
+    with pytest.raises(ValueError, match="p#0: 2 token ids"):
+        Rollout("p", 0, (1, 2), "x", (-0.1,), "stop", 0)
+
+
+def test_group_rewards_leave_unscored_out_and_keep_zero():
+    group = Group(Prompt("p", ()), (1,), [rollout(0, 0.0, accuracy=0.0), rollout(1), rollout(2, 1.0)])
+    assert group.rewards() == [0.0, 1.0]
+    assert group.rewards("accuracy") == [0.0]
+
+
+def test_rows_pick_tensors_and_tuples_alike():
+    picked = batch_of("abc").rows([2, 0])
+    assert picked.prompt_ids == ("c", "a")
+    assert picked.prompt_token_ids == ((2,), (0,))
+    assert picked.completion_ids_BT.tolist() == [[4, 5], [0, 1]]
+    assert picked.temperature == 1.0
+    assert picked.advantages_BT is None
+
+
+def test_minibatches_hold_every_row_once_an_epoch_and_keep_groups_together():
+    batch = batch_of("aabbccdd")
+    parts = list(batch.minibatches(2, epochs=2, seed=3))
+    assert [len(part) for part in parts] == [4, 4, 4, 4]
+    for epoch in (parts[:2], parts[2:]):
+        assert sorted(value for part in epoch for value in part.rewards_B.tolist()) == list(range(8))
+        assert all(part.prompt_ids[0] == part.prompt_ids[1] for part in epoch)
+    assert [part.prompt_ids for part in parts] == [part.prompt_ids for part in batch.minibatches(2, 2, 3)]
+
+
+def test_one_minibatch_keeps_the_order():
+    assert next(batch_of("cab").minibatches(1, 1, 0)).prompt_ids == ("c", "a", "b")
+
+
+def test_seeds_differ_by_every_part_and_are_stable():
+    assert seed_for(1, 2, "p", 3) == seed_for(1, 2, "p", 3)
+    assert len({seed_for(1, 2, "p", 3), seed_for(2, 2, "p", 3), seed_for(1, 3, "p", 3), seed_for(1, 2, "p", 4)}) == 4
+    assert 0 <= seed_for(0) < 2**63
