@@ -39,8 +39,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
 CARD = Path(__file__).with_name("quickstart_card.md")
+
 Writer = Callable[[WordProblem, random.Random], str]
 
 
@@ -167,7 +167,7 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 def render(tokenizer: Qwen2Tokenizer, question: str) -> list[int]:
     """The prompt ids that a run of reinforcement learning shows for `question`."""
     messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
 def collate(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,7 +217,6 @@ def _batches(items: list[WordProblem], size: int) -> Iterator[list[WordProblem]]
         yield items[start : start + size]
 
 
-@torch.no_grad()
 def judge(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, held_out: list[WordProblem], sample: bool) -> list[bool]:
     """Tell for each problem whether one completion ends in the right `#### answer` line."""
     batch = tokenizer.pad({"input_ids": [render(tokenizer, p.question) for p in held_out]}, return_tensors="pt")

@@ -19,6 +19,7 @@ from lightrft_core.descriptors import ModelComponent
 from lightrft_core.evaluation import Evaluator
 from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm
+from lightrft_core.model_choice import model_type
 from lightrft_core.objective import Objective
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import Corrected, Engine, ModelAdapter, Sampler, Setup, Strategy, Task, World
@@ -122,6 +123,7 @@ def build_core(run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size:
     task = builder.instance(run_file.task) if train else None
     evaluation_task = builder.instance(run_file.evaluation_task) if run_file.evaluation_task else None
     num_steps = _num_steps(run_file, task)
+    setup.run = run_file.run.model_copy(update={"steps": num_steps})
     setup.num_optimizer_steps = num_steps * plan.num_minibatches * run_file.optim.epochs
     setup.strategy = strategy = cast(Strategy, builder.instance(run_file.strategy))
     setup.world = strategy.world
@@ -246,13 +248,13 @@ def _first_setup(run_file: RunFile, plugins: Plugins, run_dir: Path) -> Setup:
 
 
 def _patches(run_file: RunFile, plugins: Plugins) -> tuple[tuple[str, Callable[[Any], None]], ...]:
-    model_type = getattr(run_file, "model_type", None)
-    offers = [offer.descriptor for offer in plugins.offers("patch")]
+    """Patches for this model type that the run file does not name off. Any: a torch module."""
+    kind = model_type(cast(ModelSection, run_file.model.config).path)
     chosen = []
-    for patch in offers:
-        if patch.name in run_file.patches_off:
-            logger.info("patch %s is named off", patch.name)
-        elif "*" in patch.model_types or model_type in patch.model_types:
+    for patch in (offer.descriptor for offer in plugins.offers("patch")):
+        assert isinstance(patch, ModelComponent)
+        fits = "*" in patch.model_types or kind in patch.model_types
+        if fits and patch.name not in run_file.patches_off:
             logger.info("patch %s applies to this model", patch.name)
             chosen.append((patch.name, plugins.target(patch)))
     return tuple(chosen)

@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or not there.
 
-Written into `tmp_step_000010`, each file flushed and hashed, sealed by manifest.json, renamed to `step_000010`; older ones
-go only then, and only folders that carry our seal. Killed at any point, the newest whole one is found again; a damaged
-one is refused by name and the one before is used.
+Written into `tmp_step_000010`, each file flushed and hashed, sealed by manifest.json, renamed to `step_000010`; older
+ones go only then, and only folders that carry our seal. Killed at any point, the newest whole one is found again; a
+damaged one is refused by name and the one before is used.
 """
 
 import errno
@@ -90,21 +90,29 @@ class Checkpoints:
         All ranks call it together; rank 0 reads and hashes the files, the others take its word.
         """
         world = world or SoloWorld()
-        found = self._search() if world.rank == 0 else None
+        found = self._first_whole(self._published()) if world.rank == 0 else None
         name = world.gather(found.path.name if found else None)[0]
         if found is not None or name is None:
             return found
         path = self.root / name
         return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
 
-    def _search(self) -> Checkpoint | None:
-        for path in self._published():
+    def steps(self) -> list[int]:
+        """Steps of the published checkpoints, oldest first; whether they are whole is not asked."""
+        return sorted({_step_of(path) for path in self._published()})
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The whole checkpoint of one step; None where there is none, with a warning where it is damaged."""
+        return self._first_whole([path for path in self._published() if _step_of(path) == step])
+
+    def _first_whole(self, paths: Sequence[Path]) -> Checkpoint | None:
+        for path in paths:
             try:
                 verify(path)
                 return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
             except (Damaged, OSError, ValueError) as problem:
                 self._refused.add(path.name)
-                logger.warning("checkpoint %s is refused: %s; trying the one before", path, problem)
+                logger.warning("checkpoint %s is refused: %s", path, problem)
         return None
 
     def _published(self) -> list[Path]:
@@ -198,7 +206,7 @@ class Checkpoints:
         needed = f"; the last checkpoint took {size:,} bytes" if newest else ""
         kept = f"{newest} is intact." if newest else "There is no earlier checkpoint."
         return RunFailed(
-            f"the checkpoint could not be written: {cause} ({_free_bytes(self.root):,} bytes free{needed})",
+            f"the checkpoint could not be written: {cause} ({_free_bytes(self.root):,} bytes free{needed}).",
             where=str(self.root),
             hint=f"{kept} Make room, then go on with `lightrft train --resume {self.root.parent}`.",
         )

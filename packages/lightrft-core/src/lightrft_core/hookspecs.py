@@ -50,7 +50,12 @@ def lightrft_engines() -> Iterable[Component]:
 
 @hookspec
 def lightrft_rewards() -> Iterable[RewardComponent]:
-    """Section `rewards:`, many. Target: a class `(config)` with `protocols.Reward`; config extends `RewardSection`."""
+    """Section `rewards:`, many. Target: a class `(config)` with `protocols.Reward`; config extends `RewardSection`.
+
+    `score` is called with one request at a time, so that a limit ends exactly the sample that broke it;
+    `provides={"batch"}` asks for all requests in one call. `needs={"reference"}` refuses prompts without an answer,
+    `needs={"media"}` asks for images, video and audio, which are left out otherwise.
+    """
 
 
 @hookspec

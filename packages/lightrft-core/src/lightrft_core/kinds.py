@@ -30,14 +30,14 @@ class Kind:
 
 KINDS: tuple[Kind, ...] = (
     Kind("algorithm", "lightrft_algorithms", "algorithm", "optional", Algorithm),
-    Kind("task", "lightrft_tasks", "task", "one", config_base=TaskSection),
+    Kind("task", "lightrft_tasks", "task", "one", config_base=TaskSection, default="jsonl"),
     Kind("sampler", "lightrft_samplers", "sampler", "one", config_base=SamplerSection, default="plain"),
     Kind("engine", "lightrft_engines", "engine", "one", default="embedded"),
     Kind("reward", "lightrft_rewards", "rewards", "many", RewardComponent, RewardSection),
     Kind("shaper", "lightrft_shapers", "shapers", "many"),
     Kind("filter", "lightrft_filters", "filters", "many"),
     Kind("advantage", "lightrft_advantages", "advantage", "one", default="group_norm"),
-    Kind("kl", "lightrft_kls", "kl", "optional", config_base=KLSection),
+    Kind("kl", "lightrft_kls", "kl", "optional", config_base=KLSection, default="k3"),
     Kind("loss", "lightrft_losses", "loss", "one", config_base=LossSection, default="clip"),
     Kind("selector", "lightrft_selectors", "selectors", "many"),
     Kind("correction", "lightrft_corrections", "correction", "optional"),

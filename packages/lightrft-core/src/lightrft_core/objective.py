@@ -5,7 +5,7 @@ over all ranks*, so micro-batches and ranks simply add up: no mean of means anyw
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightrft_core.data import Batch, LossInputs, LossOutput, Tensor
 from lightrft_core.sections import Aggregation
@@ -76,7 +76,11 @@ class Objective:
         return self.entropy_coef != 0.0
 
     def share(self, inputs: LossInputs, totals: Totals, weights_BT: Tensor | None = None) -> tuple[Tensor, Sums]:
-        """This cut's share of the objective, and its metrics as (sum, count) pairs."""
+        """This cut's share of the objective, and its metrics as (sum, count) pairs.
+
+        Masked entries of `inputs` may hold anything, NaN included: loss and KL see 0 there.
+        """
+        inputs = _without_masked(inputs)
         output = self.loss(inputs)
         values = output.values if weights_BT is None else _weighted(output.values, weights_BT, inputs.mask_BT)
         policy_loss = self._reduce(values, inputs.mask_BT, totals)
@@ -97,6 +101,19 @@ class Objective:
 
     def _reduce(self, values: Tensor, mask_BT: Tensor, totals: Totals) -> Tensor:
         return reduce(values, mask_BT, self.aggregation, totals, self.token_budget)
+
+
+def _without_masked(inputs: LossInputs) -> LossInputs:
+    hidden_BT = ~inputs.mask_BT
+    ref_BT, entropy_BT = inputs.ref_logprobs_BT, inputs.entropy_BT
+    return replace(
+        inputs,
+        logprobs_BT=inputs.logprobs_BT.masked_fill(hidden_BT, 0.0),
+        old_logprobs_BT=inputs.old_logprobs_BT.masked_fill(hidden_BT, 0.0),
+        advantages_BT=inputs.advantages_BT.masked_fill(hidden_BT, 0.0),
+        ref_logprobs_BT=None if ref_BT is None else ref_BT.masked_fill(hidden_BT, 0.0),
+        entropy_BT=None if entropy_BT is None else entropy_BT.masked_fill(hidden_BT, 0.0),
+    )
 
 
 def _weighted(values: Tensor, weights_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from traceback import extract_tb
@@ -24,6 +23,7 @@ from lightrft_core.descriptors import Component, Descriptor
 from lightrft_core.kinds import KINDS, Kind
 from lightrft_core.loading import split_target
 from lightrft_core.plugin_sources import Source
+from lightrft_core.suggest import nearest
 
 OLDEST_API_LEVEL = 1
 HOOKS = {kind.hook: kind for kind in KINDS}
@@ -53,6 +53,7 @@ class PluginRow:
     state: State
     problem: str = ""
     components: tuple[tuple[str, str], ...] = ()
+    is_named_by_path: bool = False
 
     @property
     def is_usable(self) -> bool:
@@ -92,20 +93,29 @@ class PluginProblem(Exception):
         super().__init__(problem)
 
 
+def row_of(source: Source, state: State, problem: str, found: Sequence[Offer] = ()) -> PluginRow:
+    """The row of a plugin in that state; `found` is all that is known of its components."""
+    components = tuple((offer.kind, offer.descriptor.name) for offer in found)
+    return PluginRow(
+        source.name, source.distribution, source.version, state, problem, components, source.is_named_by_path
+    )
+
+
 def load_source(source: Source, *, trace: bool) -> Loaded:
     """Load one plugin; every fault of its code becomes a row. `trace` prints each hook call on stderr."""
     found: list[Offer] = []
-    state, problem, cause = State.OK, "", None
     try:
         module = _import(source)
         _check_api_level(module)
-        for kind, hook in _register(module, source):
-            _call(kind, hook, source, found, trace=trace)
-    except PluginProblem as error:
-        state, problem, cause = error.state, str(error), error.__cause__
-    components = tuple((offer.kind, offer.descriptor.name) for offer in found)
-    row = PluginRow(source.name, source.distribution, source.version, state, problem, components)
-    return Loaded(row, tuple(found) if state is State.OK else (), cause)
+        hooks = _register(module, source)
+    except PluginProblem as problem:
+        return _bad(source, problem, found)
+    faults = [fault for kind, hook in hooks if (fault := _call(kind, hook, source, found, trace=trace))]
+    return _bad(source, faults[0], found) if faults else Loaded(row_of(source, State.OK, "", found), tuple(found))
+
+
+def _bad(source: Source, problem: PluginProblem, found: Sequence[Offer]) -> Loaded:
+    return Loaded(row_of(source, problem.state, str(problem), found), cause=problem.__cause__)
 
 
 @contextmanager
@@ -183,23 +193,27 @@ def _refuse_unmarked(module: Any) -> None:  # Any: a stranger's module
 
 
 def _did_you_mean(name: str) -> str:
-    near = get_close_matches(name, HOOKS, n=1) or get_close_matches(f"{hookspecs.PROJECT}_{name}", HOOKS, n=1)
+    near = nearest(name, HOOKS, limit=1) or nearest(f"{hookspecs.PROJECT}_{name}", HOOKS, limit=1)
     return f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(HOOKS)}"
 
 
-def _call(kind: Kind, hook: pluggy.HookImpl, source: Source, found: list[Offer], *, trace: bool) -> None:
-    """Add what the hook yields to `found`, up to a fault. Raises `PluginProblem`."""
-    start, num_before = time.perf_counter(), len(found)
+def _call(
+    kind: Kind, hook: pluggy.HookImpl, source: Source, found: list[Offer], *, trace: bool
+) -> PluginProblem | None:
+    """Add what the hook yields to `found`, up to a fault, which is returned."""
+    start, num_before, fault = time.perf_counter(), len(found), None
     try:
         with _guard(f"its hook {kind.hook} failed"):
             for descriptor in _iterate(hook.function(), kind):
                 _check(descriptor, kind, found)
                 found.append(Offer(kind.name, _anchored(descriptor, source), source.name))
-    finally:
-        if trace:
-            names = ", ".join(offer.descriptor.name for offer in found[num_before:]) or "nothing"
-            seconds = time.perf_counter() - start
-            print(f"lightrft: {source.name}: {kind.hook}() -> {names} ({seconds * 1e3:.1f} ms)", file=sys.stderr)
+    except PluginProblem as problem:
+        fault = problem
+    if trace:
+        names = ", ".join(offer.descriptor.name for offer in found[num_before:]) or "nothing"
+        seconds = time.perf_counter() - start
+        print(f"lightrft: {source.name}: {kind.hook}() -> {names} ({seconds * 1e3:.1f} ms)", file=sys.stderr)
+    return fault
 
 
 def _iterate(result: Any, kind: Kind) -> Iterator[Any]:  # Any: whatever a stranger's hook returned

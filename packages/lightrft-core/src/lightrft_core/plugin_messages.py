@@ -1,10 +1,10 @@
 """What a user is told about plugins: each message is one paragraph that says what to do."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from lightrft_core.errors import UserError
 from lightrft_core.plugin_loading import Offer, PluginRow, State
+from lightrft_core.suggest import nearest
 
 _HOMES = {  # which of LightRFT's packages to install for a kind
     "algorithm": "lightrft-algos",
@@ -44,6 +44,14 @@ def unknown(kind: str, name: str, where: str, rows: Sequence[PluginRow], offers:
         return UserError(what, where=where, hint=f"{near}Plugins that offer this kind: {known or 'none'}.")
     names = sorted({offer.descriptor.name for offer in offers if plugin in ("", offer.plugin)})
     return UserError(f"no {kind} {name!r}.", where=where, hint=_known(kind, short, names, rows))
+
+
+def unknown_anywhere(name: str, where: str, rows: Sequence[PluginRow], offers: Sequence[Offer]) -> UserError:
+    """Neither a plugin nor a component of any kind has that name."""
+    known = [row.name for row in rows] + [offer.descriptor.name for offer in offers]
+    known += [f"{offer.kind}.{offer.descriptor.name}" for offer in offers]
+    hint = f"{_did_you_mean(name, known)}`lightrft plugins list` shows all; a path must exist."
+    return UserError(f"there is no plugin or component {name!r}.", where=where, hint=hint)
 
 
 def clash(kind: str, name: str, where: str, offers: Sequence[Offer]) -> UserError:
@@ -98,5 +106,5 @@ def _suspects(rows: Sequence[PluginRow]) -> str:
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    near = get_close_matches(name, names, n=1)
+    near = nearest(name, names, limit=1)
     return f"Did you mean {near[0]!r}? " if near else ""

@@ -91,8 +91,7 @@ def _entry_points() -> Iterator[importlib.metadata.EntryPoint]:
 def _from_entry_point(entry_point: importlib.metadata.EntryPoint) -> Source:
     distribution, version = "unknown", "?"
     if entry_point.dist is not None:
-        metadata = entry_point.dist.metadata
-        distribution, version = metadata.get("Name", distribution), metadata.get("Version", version)
+        distribution, version = entry_point.dist.name or distribution, entry_point.dist.version or version
     return Source(entry_point.name, _normalised(distribution), version, entry_point.load)
 
 

@@ -17,7 +17,7 @@ from lightrft_core.descriptors import Command, Component, Descriptor
 from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_NAME
 from lightrft_core.loading import load_object
-from lightrft_core.plugin_loading import Loaded, Offer, PluginRow, State, describe, load_source
+from lightrft_core.plugin_loading import Loaded, Offer, PluginRow, State, describe, load_source, row_of
 from lightrft_core.plugin_sources import Source, installed_sources, path_sources, split_disabled
 from lightrft_core.requirements import unmet
 from lightrft_core.sections import Section
@@ -127,7 +127,7 @@ class Plugins:
 
 
 def _without(source: Source, state: State, problem: str) -> Loaded:
-    return Loaded(PluginRow(source.name, source.distribution, source.version, state, problem))
+    return Loaded(row_of(source, state, problem))
 
 
 def _name_taken(source: Source, first: Source) -> Loaded:

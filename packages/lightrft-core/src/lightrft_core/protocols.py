@@ -212,11 +212,22 @@ class ModelAdapter(Protocol):
     def collate(self, groups: Sequence[Group]) -> Batch:
         """Tensors of all rollouts, on the CPU; rows of a group adjacent, right-padded."""
 
-    def logprobs(self, module: Module, batch: Batch, *, layout: Layout = "auto", entropy: bool = False) -> LogProbs:
+    def layout_for(self, module: Module, batch: Batch, layout: Layout) -> Layout:
+        """The layout that `logprobs` will use: `auto` resolved to `padded` or `packed`, so that cuts can be planned."""
+
+    def logprobs(
+        self,
+        module: Module,
+        batch: Batch,
+        *,
+        layout: Layout = "auto",
+        entropy: bool = False,
+        chunk: int | None = None,
+    ) -> LogProbs:
         """Log-probabilities of the completion tokens under `module`; carries gradients where they are enabled.
 
         The layout changes speed, never the result: `padded` is the plain forward of each row, `packed` leaves padding
-        out, `auto` picks the cheaper that this model supports.
+        out, `auto` picks the cheaper that this model supports. `chunk` bounds the tokens whose logits exist at a time.
         """
 
     def export(self, module: Module, path: Path) -> None:

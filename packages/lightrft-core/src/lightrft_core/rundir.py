@@ -21,6 +21,7 @@ from lightrft_core.errors import UserError
 from lightrft_core.metrics_file import truncate_metrics as truncate_metrics
 from lightrft_core.protocols import Json
 from lightrft_core.redaction import redact, redact_json
+from lightrft_core.suggest import nearest
 
 RunState = Literal["running", "done", "stopped", "failed"]
 SeenState = Literal["running", "done", "stopped", "failed", "killed", "new"]
@@ -78,7 +79,7 @@ class RunDir:
             raise _exists(path) from None
         except OSError as error:
             raise UserError(
-                f"the folder {path} cannot be made: {error.strerror}",
+                f"the folder {path} cannot be made: {error.strerror}.",
                 where="run.dir",
                 hint="Choose a folder you may write to with `--set run.dir=...`.",
             ) from None
@@ -90,8 +91,28 @@ class RunDir:
         run_dir = cls(path.absolute())
         if not (run_dir.run_yaml.is_file() or run_dir.status_file.is_file()):
             what = "is not a run's folder (no run.yaml in it)" if path.is_dir() else "does not exist"
-            raise UserError(f"{path} {what}", hint="`lightrft runs list` shows the runs.")
+            raise UserError(f"{path} {what}.", hint="`lightrft runs list` shows the runs.")
         return run_dir
+
+    @classmethod
+    def find(cls, text: str, parent: Path = Path("runs")) -> "RunDir":
+        """A run by its folder's path, or by its name under `parent`. `UserError` with a near name where it is none."""
+        for path in (Path(text), parent / text):
+            if path.is_dir():
+                return cls.open(path)
+        near = nearest(Path(text).name, [run.name for run in cls.all(parent)], limit=1)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"there is no run {text!r}, neither as a path nor in {parent}/.",
+            hint=f"{meant}`lightrft runs list` shows the runs.",
+        )
+
+    @classmethod
+    def all(cls, parent: Path) -> list["RunDir"]:
+        """The runs in a folder, the most lately changed first."""
+        runs = [cls(path.absolute()) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+        runs = [run for run in runs if run.run_yaml.is_file() or run.status_file.is_file()]
+        return sorted(runs, key=lambda run: (run.path.stat().st_mtime, run.name), reverse=True)
 
     def write_run_file(self, text: str) -> None:
         """Store the resolved run file, without secrets."""
@@ -148,7 +169,7 @@ class RunDir:
             os.close(descriptor)
             status = _read_object(self.status_file)
             raise UserError(
-                f"run {self.name} is being trained by process {status.get('pid')} on {status.get('host')}",
+                f"run {self.name} is being trained by process {status.get('pid')} on {status.get('host')}.",
                 where=str(self.path),
                 hint="Wait for it or stop it, then use `--resume`; or choose another `--set run.name=...`.",
             ) from None
@@ -186,7 +207,7 @@ class _LogFile(logging.FileHandler):
 
 def _exists(path: Path) -> UserError:
     return UserError(
-        f"the run folder {path} exists already and is never overwritten",
+        f"the run folder {path} exists already and is never overwritten.",
         where="run.name",
         hint=f"Go on with that run: `lightrft train --resume {path}`; or start another: `--set run.name=...`.",
     )

@@ -117,6 +117,12 @@ class RewardSection(Section):
     """Score only prompts with one of these labels; by default all."""
     timeout: float = Field(default=10.0, gt=0)
     """Seconds that one sample may take; then it counts as unscored."""
+    num_workers: int = Field(default=1, ge=1)
+    """Worker processes that score at the same time; only isolated rewards have them."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Address space that a worker may take, in GiB; more raises MemoryError there. By default no limit."""
+    env: tuple[str, ...] = ()
+    """Names of environment variables, such as an API key, that a worker may see beside the harmless ones."""
 
 
 class LossSection(Section):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightrft_core import launch
+from lightrft_core import launch, manifest
 from lightrft_core.assembly import Core, build_core, build_selftest, build_trainer
 from lightrft_core.checkpoints import Checkpoint, Checkpoints
 from lightrft_core.data import Group
@@ -22,6 +22,7 @@ from lightrft_core.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
+LAUNCHER_GRACE = 5.0  # seconds in which a launcher may repeat the signal that the terminal sent already
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,15 @@ class Session:
     def train(self, *, resume: bool) -> Trainer:
         """Run to the end. Raises what ended it early, after the status file says so."""
         limit = self.run_file.run.max_time
-        with Stopper(parse_duration(limit) if limit else None) as stopper, self._status(), self._log_file():
+        grace = LAUNCHER_GRACE if launch.is_launched() else 0.0
+        with Stopper(parse_duration(limit) if limit else None, grace) as stopper, self._status(), self._log_file():
             core = build_core(self.run_file, self.plugins, self.run_dir, launch.world_size())
             try:
                 trainer = build_trainer(core, self.run_file, self.run_dir, stopper)
+                core.rewards.start()
+                core.rewards.check(trainer.parts.task.everything())
+                if launch.rank() == 0:
+                    self._describe(core)
                 with _told(trainer):
                     self._start(core, trainer, resume)
                     trainer.run()
@@ -49,11 +55,7 @@ class Session:
                 core.close()
 
     def _start(self, core: Core, trainer: Trainer, resume: bool) -> None:
-        checkpoint = Checkpoints(self.run_dir.checkpoints, self.run_file.checkpoint.keep).newest() if resume else None
-        step = checkpoint.step if checkpoint is not None else None
-        agreed = core.world.gather(step)
-        if any(other != agreed[0] for other in agreed):
-            raise UserError(f"ranks see different checkpoints: {agreed}", where=str(self.run_dir.checkpoints))
+        checkpoint = trainer.parts.checkpoints.newest(core.world) if resume else None
         if checkpoint is not None:
             self._resume(core, trainer, checkpoint)
             return
@@ -64,6 +66,14 @@ class Session:
             findings = build_selftest(core, self.run_file).run(self._selftest_groups(core, trainer))
             if core.world.rank == 0:
                 describe(findings, self.say)
+
+    def _describe(self, core: Core) -> None:
+        tasks = {"task": core.task, "evaluation": core.evaluation_task}
+        data = {role: task.fingerprint() for role, task in tasks.items() if task is not None}
+        described = manifest.describe(
+            self.run_file, self.plugins.rows, data=data, world_size=core.world.size, folder=Path()
+        )
+        self.run_dir.write_manifest(described)
 
     def _resume(self, core: Core, trainer: Trainer, checkpoint: Checkpoint) -> None:
         core.strategy.load(checkpoint.path)
@@ -90,6 +100,7 @@ class Session:
 
     def _plot(self) -> None:
         if launch.rank() == 0:
+            logger.info("done")
             try:
                 plot_run(self.run_dir)
             except LightRFTError as error:
@@ -100,7 +111,7 @@ class Session:
         if launch.rank() != 0:
             yield
             return
-        self.run_dir.write_status("running", "", None)
+        self.run_dir.write_status("running")
         try:
             yield
         except StoppedEarly as stop:
@@ -112,21 +123,21 @@ class Session:
         except BaseException as error:
             self.run_dir.write_status("failed", f"{type(error).__name__}: {error}", int(ExitCode.FAILED))
             raise
-        self.run_dir.write_status("done", "", int(ExitCode.OK))
+        self.run_dir.write_status("done", exit_code=int(ExitCode.OK))
 
     @contextmanager
     def _log_file(self) -> Iterator[None]:
         if launch.rank() != 0:
             yield
             return
-        handler = logging.FileHandler(self.run_dir.log, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-        handler.setLevel(logging.INFO)
-        root = logging.getLogger("lightrft_core")
+        handler = self.run_dir.log_handler()
+        root, ours = logging.getLogger(), logging.getLogger("lightrft_core")
         root.addHandler(handler)
+        ours.setLevel(logging.INFO)
         try:
             yield
         finally:
+            ours.setLevel(logging.NOTSET)
             root.removeHandler(handler)
             handler.close()
 
@@ -161,14 +172,8 @@ def checkpoint_of(run_dir: RunDir, step: int | None) -> Checkpoint:
     return found
 
 
-def run_folder(name: str | Path, parent: str = "runs") -> RunDir:
-    """An existing run by path or by its name below `parent`."""
-    path = Path(name)
-    return RunDir.open(path if path.is_dir() else Path(parent) / path)
-
-
-def find_run(name: str | Path, parent: str = "runs") -> RunDir | None:
-    """The same where it may be something else, such as a run file or a recipe."""
-    folders = (Path(name), Path(parent) / Path(name))
+def find_run(text: str) -> RunDir | None:
+    """A run by path or name where `text` is one; None where it is something else, such as a run file or a recipe."""
+    folders = (Path(text), Path("runs") / text)
     found = next((folder for folder in folders if RunDir(folder).run_yaml.is_file()), None)
     return RunDir.open(found) if found is not None else None

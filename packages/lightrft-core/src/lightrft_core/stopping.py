@@ -26,7 +26,7 @@ def parse_duration(text: str) -> float:
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or seconds <= 0:
         raise UserError(
-            f"{text!r} is not a duration",
+            f"{text!r} is not a duration.",
             where="run.max_time",
             hint="Write days, hours, minutes and seconds as in `3h50m` or `90s`.",
         )
@@ -72,7 +72,7 @@ class Stopper:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until a stop must begin, the reserve for one more step and a save taken off; infinite without limit."""
+        """Seconds until a stop must begin: time for one more step and a save is taken off; infinite without limit."""
         if self._max_time is None:
             return float("inf")
         return self._max_time - (self._clock() - self._start) - _RESERVE * sum(self._longest.values())

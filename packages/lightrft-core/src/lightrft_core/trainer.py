@@ -6,9 +6,10 @@ its name. A stop request is honoured between phases: before training begins the 
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.data import Batch, Group, Prompt, StepReport, StepStats, Tensor, seed_for
@@ -113,7 +114,7 @@ class Trainer:
             raise StoppedEarly(f"stopped after step {self.step_done} ({self._stop_reason()})") from None
 
     def _one_round(self, *, last: bool) -> None:
-        before = self.state()
+        before, start = self.state(), time.monotonic()
         try:
             report = self.step()
         except StepGivenUp:
@@ -123,6 +124,7 @@ class Trainer:
         plan, done = self.plan, self.step_done
         if (last and plan.evaluation.at_end) or (plan.evaluation.every and done % plan.evaluation.every == 0):
             self.evaluate()
+        self.parts.stopper.note_step(time.monotonic() - start)
         if plan.checkpoint.every and done % plan.checkpoint.every == 0 and not last:
             self.save()
         if not last:
@@ -222,6 +224,7 @@ class Trainer:
             return {}
         metrics, groups = self.parts.evaluator.measure(self.step_done)
         self.evaluations[self.step_done] = metrics
+        logger.info("evaluation at step %d: %s", self.step_done, metrics)
         for tracker in self.parts.trackers:
             tracker.log_evaluation(self.step_done, metrics)
         for callback in self.parts.callbacks:
@@ -233,7 +236,10 @@ class Trainer:
         """Publish a checkpoint of this step, unless it is there already."""
         if self.saved_step == self.step_done:
             return
+        start = time.monotonic()
         path = self.parts.checkpoints.save(self.step_done, self.state(), self.parts.strategy.save, self.world)
+        self.parts.stopper.note_save(time.monotonic() - start)
+        logger.info("saved %s in %.1f s", path, time.monotonic() - start)
         self.saved_step = self.step_done
         for callback in self.parts.callbacks:
             callback.on_save(self.step_done, path)
@@ -281,7 +287,7 @@ class Trainer:
         for callback in self.parts.callbacks:
             callback.on_step(report)
 
-    def _store(self, groups: Sequence[Group], phase: str) -> None:
+    def _store(self, groups: Sequence[Group], phase: Literal["train", "eval"]) -> None:
         if self.parts.store is not None:
             self.parts.store.add(self.step_done, groups, phase=phase)
 

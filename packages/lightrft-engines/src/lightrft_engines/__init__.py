@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Training strategies, engines and the text model adapter of LightRFT."""

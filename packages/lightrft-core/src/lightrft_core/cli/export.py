@@ -21,11 +21,12 @@ def export(
     from lightrft_core.assembly import build_core
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
-    from lightrft_core.session import checkpoint_of, run_folder
+    from lightrft_core.rundir import RunDir
+    from lightrft_core.session import checkpoint_of
 
     if to.exists() and any(to.iterdir()):
         raise UserError("the folder is not empty", where=str(to), hint="Choose a new one; nothing is overwritten.")
-    run_dir = run_folder(run)
+    run_dir = RunDir.find(run)
     run_file, plugins = resolve_command_line(str(run_dir.run_yaml), [], [])
     checkpoint = checkpoint_of(run_dir, step)
     core = build_core(run_file, plugins, run_dir, launch.world_size(), train=False)

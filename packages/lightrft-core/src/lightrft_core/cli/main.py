@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from typing import TextIO
 
 import typer
 
@@ -71,7 +73,7 @@ def _mount_plugin_commands(app: typer.Typer) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    _set_up_output()
     try:
         result = build_app(argv)(args=list(argv), prog_name="lightrft", standalone_mode=True)
     except LightRFTError as error:
@@ -86,6 +88,24 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to stderr as it is when it writes: a live display may have taken its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _set_up_output() -> None:
+    """Warnings to stderr; characters that the terminal cannot show are escaped instead of ending the run."""
+    handler = _Stderr()
+    handler.setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", handlers=[handler])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

@@ -49,18 +49,19 @@ def _samples_table(run_dir: "RunDir", first: int, last: int) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from lightrft_core.printable import printable
     from lightrft_core.store import RolloutStore
 
     store = RolloutStore(run_dir.rollouts, readonly=True)
     before = {row.prompt_id: row for row in store.search(step=first, phase="eval", limit=200)}
-    pairs = [(before[row.prompt_id], row) for row in store.search(step=last, phase="eval", limit=200)
-             if row.prompt_id in before]  # fmt: skip
+    after = store.search(step=last, phase="eval", limit=200)
+    pairs = [(before[row.prompt_id], row) for row in after if row.prompt_id in before]
     store.close()
     pairs.sort(key=lambda pair: (pair[0].reward or 0.0) - (pair[1].reward or 0.0))
     table = Table(title="samples", title_justify="left", show_lines=True)
     for heading in ("prompt", f"step {first}", f"step {last}"):
         table.add_column(heading, overflow="fold")
     for old, new in pairs[:NUM_SAMPLES]:
-        table.add_row(*(Text(text) for text in (old.prompt_text, f"{old.text}\n[{old.reward}]",
-                                                f"{new.text}\n[{new.reward}]")))  # fmt: skip
+        texts = (old.prompt_text, f"{old.text}\n[{old.reward}]", f"{new.text}\n[{new.reward}]")
+        table.add_row(*(Text(printable(text)) for text in texts))
     return table

@@ -1,7 +1,9 @@
 """`lightrft train [RUN.yaml | RECIPE | --resume RUN] [--set k=v] [LightRFT flags]`."""
 
+import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,21 +67,20 @@ def _prepare(
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
     from lightrft_core.rundir import RunDir, default_name
-    from lightrft_core.session import run_folder
 
     if resume is not None:
         if run is not None:
             raise UserError(f"--resume {resume} takes its run file from the run's folder", hint=f"Leave out {run!r}.")
-        run_dir = run_folder(resume)
+        run_dir = RunDir.find(resume)
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
         return run_dir, run_file, plugins
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
-    name = run_file.run.name or default_name(run or "run")
+    name = run_file.run.name or default_name(Path(run or "run").name, datetime.now())
     path = Path(run_file.run.dir) / name
     if not make or launch.rank() != 0:
         return RunDir(path), run_file, plugins
     run_dir = RunDir.create(Path(run_file.run.dir), name)
-    run_dir.describe(run_file, plugins)
+    run_dir.write_run_file(run_file.to_yaml())
     return run_dir, run_file, plugins
 
 
@@ -89,7 +90,7 @@ def _under_torchrun(num: int, run_dir: "RunDir", sets: Sequence[str], extra: Seq
 
     code = launch.torchrun(num, ["train", "--resume", str(run_dir.path)])
     status = run_dir.read_status()
-    return status.exit_code if code and status is not None and status.exit_code else code
+    return status.exit_code if code and status.exit_code else code
 
 
 def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, is_resumed: bool) -> None:
@@ -102,6 +103,7 @@ def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, i
         if launch.rank() == 0:
             print(line, file=sys.stderr, flush=True)
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # busy waiting on a shared machine costs up to five times
     say(f"run {run_dir.path}")
     try:
         trainer: Trainer = Session(run_file, plugins, run_dir, say).train(resume=is_resumed)

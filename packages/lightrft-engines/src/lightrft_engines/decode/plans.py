@@ -47,7 +47,7 @@ class PrefillPlan:
         for num, length in self.runs:
             rows = [_unpack(part[0, :, token : token + num * length], num) for part in (query, key, value)]
             self.cache.keep_prompts(module.layer_idx, self.slots[prompt : prompt + num], rows[1], rows[2])
-            outputs.append(_causal(*rows, scaling).transpose(1, 2).flatten(0, 1))
+            outputs.append(_causal(rows[0], rows[1], rows[2], scaling).transpose(1, 2).flatten(0, 1))
             token, prompt = token + num * length, prompt + num
         return torch.cat(outputs).unsqueeze(0)
 

@@ -1,0 +1,131 @@
+"""Curves of one or several runs as a PNG, a panel a metric. matplotlib is imported only when something is drawn."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lightrft_core.errors import UserError
+from lightrft_core.metrics_file import read_metrics
+from lightrft_core.rundir import RunDir
+
+Points = Sequence[tuple[int, float]]
+Axes = Any  # a matplotlib Axes; matplotlib is optional
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One set of axes: a metric as a line, and its held-out twin as points."""
+
+    title: str
+    metric: str
+    evaluation: str | None = None
+
+
+PANELS: Final = (
+    Panel("reward (mean)", "reward/mean", "eval/reward"),
+    Panel("accuracy", "accuracy", "eval/accuracy"),
+    Panel("completion length (tokens)", "completion/length", "eval/completion/length"),
+    Panel("truncated completions (share)", "completion/truncated_fraction"),
+    Panel("groups without spread (share)", "group/zero_spread_fraction"),
+    Panel("entropy (nats per token)", "train/entropy"),
+    Panel("KL to the reference (nats per token)", "train/kl"),
+    Panel("clipped tokens (share)", "train/clip_fraction"),
+    Panel("gradient norm", "train/grad_norm"),
+    Panel("learning rate", "train/lr"),
+    Panel("engine-trainer gap (nats per token)", "gap/logprob_mean_abs"),
+    Panel("tokens per second", "throughput/tokens_per_s"),
+)
+_COLUMNS: Final = 3
+_SMOOTH_FROM: Final = 30
+_MAX_MARKED: Final = 25
+
+
+def plot_run(run_dir: RunDir) -> Path | None:
+    """Draw the run's metrics.jsonl to plots/curves.png; None where nothing was logged yet."""
+    series = read_metrics(run_dir.metrics)
+    return plot_runs({run_dir.name: series}, run_dir.plots / "curves.png") if series else None
+
+
+def plot_runs(series: Mapping[str, Mapping[str, Points]], path: Path, metrics: Sequence[str] | None = None) -> Path:
+    """Draw the runs over each other to `path` (PNG): `metrics`, or those of `PANELS` that exist.
+
+    Raises `UserError` without matplotlib, for metrics that no run has, and where there is nothing to draw.
+    """
+    panels = _panels(series, metrics)
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise UserError(
+            "plots need matplotlib.", hint="Install it with `pip install 'lightrft-core[plots]'`."
+        ) from None
+    figure_type = importlib.import_module("matplotlib.figure").Figure  # no pyplot: no global state, no display
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = figure_type(figsize=(4.6 * columns, 3.0 * rows + 0.4), dpi=120, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, panel in zip(grid.flat, panels, strict=False):
+        _draw(place, panel, series)
+    for place in grid.flat[len(panels) :]:
+        place.axis("off")
+    held_out = any(run.get(panel.evaluation or "") for panel in panels for run in series.values())
+    _legend(figure, list(series), has_points=held_out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _panels(series: Mapping[str, Mapping[str, Points]], metrics: Sequence[str] | None) -> list[Panel]:
+    known = {name for run in series.values() for name, points in run.items() if points}
+    if metrics is not None:
+        missing = [name for name in metrics if name not in known]
+        if missing:
+            raise UserError(f"no run has the metric {missing[0]!r}.", hint=f"There are: {', '.join(sorted(known))}.")
+        by_metric = {panel.metric: panel for panel in PANELS}
+        return [by_metric.get(name, Panel(name, name)) for name in metrics]
+    panels = [panel for panel in PANELS if panel.metric in known or panel.evaluation in known]
+    if not panels:
+        raise UserError("there is nothing to plot: no metrics were logged yet")
+    return panels
+
+
+def _draw(axes: Axes, panel: Panel, series: Mapping[str, Mapping[str, Points]]) -> None:
+    for number, run in enumerate(series.values()):
+        color = f"C{number % 10}"
+        steps, values = _split(run.get(panel.metric, ()))
+        if len(values) > _SMOOTH_FROM:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _smoothed(values), color=color, linewidth=1.6)
+        else:
+            axes.plot(steps, values, color=color, linewidth=1.6, marker=".", markersize=4)
+        held_steps, held_values = _split(run.get(panel.evaluation or "", ()))
+        dashed = "--" if len(held_steps) <= _MAX_MARKED else ""
+        axes.plot(held_steps, held_values, color=color, linestyle=dashed or "none", linewidth=0.8, marker="o",
+                  markersize=5, markeredgecolor="white")  # fmt: skip
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.set_ylabel(panel.metric, fontsize=8)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Any, names: Sequence[str], *, has_points: bool) -> None:  # Any: a matplotlib Figure
+    lines = importlib.import_module("matplotlib.lines")
+    handles = [lines.Line2D([], [], color=f"C{number % 10}", label=name) for number, name in enumerate(names)]
+    if has_points:
+        handles.append(lines.Line2D([], [], color="gray", linestyle="none", marker="o", label="held-out evaluation"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=9, frameon=False)
+
+
+def _split(points: Points) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a window of a twentieth of the run that ends at each point."""
+    width = max(2, len(values) // 20)
+    return [sum(values[max(0, end - width) : end]) / min(end, width) for end in range(1, len(values) + 1)]

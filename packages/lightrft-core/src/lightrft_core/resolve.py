@@ -1,0 +1,239 @@
+"""From the merged tree to validated sections and chosen components; everything wrong is reported, nothing raised."""
+
+from dataclasses import dataclass, field
+
+from lightrft_core.chosen import Chosen
+from lightrft_core.descriptors import Component
+from lightrft_core.errors import UserError
+from lightrft_core.kinds import BY_NAME, BY_SECTION, KINDS, Kind
+from lightrft_core.layers import waiting_for
+from lightrft_core.model_choice import adapter_name
+from lightrft_core.plugins import Plugins
+from lightrft_core.sections import (
+    CheckpointSection,
+    EvaluationSection,
+    KLSection,
+    OptimSection,
+    PlotsSection,
+    RewardSection,
+    RolloutsSection,
+    RunSection,
+    Section,
+    SelfTestSection,
+)
+from lightrft_core.suggest import did_you_mean
+from lightrft_core.validation import Report, location, validate
+from lightrft_core.yaml_marks import Node, Origin, describe
+
+CORE_SECTIONS: dict[str, type[Section]] = {
+    "run": RunSection,
+    "optim": OptimSection,
+    "evaluation": EvaluationSection,
+    "checkpoint": CheckpointSection,
+    "selftest": SelfTestSection,
+    "rollouts": RolloutsSection,
+    "plots": PlotsSection,
+}
+OTHER_KEYS = ("plugins",)
+SECTIONS = (*CORE_SECTIONS, *BY_SECTION, *OTHER_KEYS)
+
+
+def keys_elsewhere() -> dict[str, list[str]]:
+    """Every key of the sections that core knows, with the sections that have it."""
+    found: dict[str, list[str]] = {}
+    known = {**CORE_SECTIONS, **{kind.section: kind.config_base for kind in KINDS if kind.count != "none"}}
+    for section, model in known.items():
+        for key in model.model_fields:
+            found.setdefault(key, []).append(section)
+    for section in SECTIONS:
+        found.setdefault(section, ["(top level)"])
+    return found
+
+
+@dataclass(slots=True)
+class Resolver:
+    """Reads one merged tree."""
+
+    tree: Node
+    plugins: Plugins
+    report: Report
+    origin: Origin
+    patches_off: tuple[str, ...] = ()
+    one: dict[str, Chosen | None] = field(default_factory=dict)
+    many: dict[str, tuple[Chosen, ...]] = field(default_factory=dict)
+    core: dict[str, Section] = field(default_factory=dict)
+    evaluation_task: Chosen | None = None
+
+    def run(self) -> None:
+        """Resolve every section."""
+        self._refuse_unknown_sections()
+        for name, model in CORE_SECTIONS.items():
+            node = self._section(name)
+            if name == "evaluation":
+                node = self._take_evaluation_task(node)
+            section = validate(model, node, name, self.report)
+            if section is not None:
+                self.core[name] = section
+        for kind in KINDS:
+            if kind.count == "many":
+                self.many[kind.section] = self._list(kind)
+            elif kind.count != "none" and kind.name != "algorithm":
+                self.one[kind.section] = self._single(kind)
+        self._check_rewards()
+        self._check_kl()
+
+    def _refuse_unknown_sections(self) -> None:
+        for name, node in self.tree.fields().items():
+            if name in SECTIONS:
+                continue
+            hint = did_you_mean(name, SECTIONS, keys_elsewhere())
+            self.report.add(name, node.key_origin, f"no section {name!r}.", hint)
+
+    def _section(self, name: str) -> Node:
+        node = self.tree.fields().get(name)
+        return Node({}, self.origin if node is None else node.origin) if node is None or node.value is None else node
+
+    def _take_evaluation_task(self, node: Node) -> Node:
+        task = node.child("task")
+        if task is None or not isinstance(node.value, dict):
+            return node
+        rest = Node({name: child for name, child in node.value.items() if name != "task"}, node.origin)
+        if task.value is not None:
+            use = self._section("task").child("use")
+            default = str(use.value) if use is not None else BY_NAME["task"].default
+            self.evaluation_task = self._component(BY_NAME["task"], task, "evaluation.task", default)
+        return rest
+
+    def _single(self, kind: Kind) -> Chosen | None:
+        node = self.tree.fields().get(kind.section)
+        if kind.count == "optional" and (node is None or node.value is None):
+            return None
+        node = self._section(kind.section)
+        if isinstance(node.value, list):
+            reason = " KL in the loss and KL in the reward are different algorithms." if kind.name == "kl" else ""
+            self.report.add(kind.section, node.key_origin, f"names one component, not a list.{reason}", "Give one.")
+            return None
+        if kind.name == "model":
+            return self._model(kind, node)
+        return self._component(kind, node, kind.section, kind.default)
+
+    def _list(self, kind: Kind) -> tuple[Chosen, ...]:
+        found: list[Chosen] = []
+        for index, node in enumerate(self._section(kind.section).items()):
+            label = item_label(node) or str(index)
+            chosen = self._component(kind, node, f"{kind.section}[{label}]", None)
+            if chosen is not None:
+                found.append(chosen)
+        return tuple(found)
+
+    def _model(self, kind: Kind, node: Node) -> Chosen | None:
+        fields = dict(node.fields())
+        off = fields.pop("patches_off", None)
+        if off is not None:
+            self.patches_off = self._patches(off)
+        rest = Node(fields, node.origin, node.key)
+        path = rest.child("path")
+        default = None
+        if rest.child("use") is None and path is not None and isinstance(path.value, str):
+            try:
+                default = adapter_name(self.plugins, path.value, where=location("model.path", path.origin))
+            except UserError as problem:
+                self.report.problems.append(problem)
+                return None
+        elif rest.child("use") is None:
+            validate(kind.config_base, rest, "model", self.report)
+            return None
+        return self._component(kind, rest, "model", default)
+
+    def _patches(self, node: Node) -> tuple[str, ...]:
+        names = node.plain()
+        known = [offer.descriptor.name for offer in self.plugins.offers("patch")]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            self.report.add("model.patches_off", node.origin, f"{describe(names)} is not a list of names.")
+            return ()
+        for name in names:
+            if name not in known:
+                hint = did_you_mean(name, known) or "No installed plugin offers any patch."
+                self.report.add("model.patches_off", node.origin, f"no patch {name!r}.", hint)
+        return tuple(names)
+
+    def _component(self, kind: Kind, node: Node, key: str, default: str | None) -> Chosen | None:
+        if not isinstance(node.value, dict):
+            what = f"{describe(node.plain())} is not a component."
+            self.report.add(key, node.origin, what, "Write its name, or `use: name` with options.")
+            return None
+        use = node.value.get("use", Node(default, node.key_origin))
+        if not isinstance(use.value, str):
+            self._refuse_nameless(kind, node, key)
+            return None
+        component = self._find(kind, use, key)
+        if component is None:
+            return None
+        try:
+            model = self.plugins.config_class(kind.name, component)
+        except UserError as problem:
+            self.report.problems.append(problem)
+            return None
+        options = Node({name: child for name, child in node.value.items() if name != "use"}, node.origin, node.key)
+        config = validate(model, options, key, self.report)
+        if config is None:
+            return None
+        own = config.name if isinstance(config, RewardSection) else None
+        return Chosen(kind.name, own or component.name, component, config, use.value)
+
+    def _refuse_nameless(self, kind: Kind, node: Node, key: str) -> None:
+        names = sorted({offer.descriptor.name for offer in self.plugins.offers(kind.name)})
+        inner = [name for name in node.fields() if name in names]
+        if node.key_origin.is_flag:
+            hint = f"Installed: {', '.join(names) or 'none'}."
+            self.report.flag_without_key(key, node.key_origin, f"no {kind.name} is chosen.", hint)
+            return
+        hint = f"Write `use: {inner[0]}`." if inner else f"Installed: {', '.join(names) or 'none'}."
+        self.report.add(key, node.key_origin, f"names no {kind.name}: the key `use` is missing.", hint)
+
+    def _find(self, kind: Kind, use: Node, key: str) -> Component | None:
+        try:
+            found = self.plugins.find(kind.name, str(use.value), where=location(f"{key}.use", use.origin))
+        except UserError as problem:
+            waiting = waiting_for(use.origin, kind.name, f"{key}.use", str(use.value), self.plugins)
+            self.report.problems.append(waiting or problem)
+            return None
+        if not isinstance(found, Component):
+            raise TypeError(f"{kind.name} {use.value} is a {type(found).__name__}")
+        return found
+
+    def _check_rewards(self) -> None:
+        rewards = self.many["rewards"]
+        if not self._section("rewards").items():
+            names = ", ".join(sorted({offer.descriptor.name for offer in self.plugins.offers("reward")}))
+            self.report.add(
+                "rewards",
+                self._section("rewards").key_origin,
+                "a run needs at least one reward.",
+                f"Installed: {names or 'none'}.",
+            )
+        names_seen: set[str] = set()
+        for chosen in rewards:
+            if chosen.name in names_seen:
+                what = f"two rewards are called {chosen.name!r}."
+                self.report.add("rewards", self._section("rewards").key_origin, what, "Give one a `name` of its own.")
+            names_seen.add(chosen.name)
+
+    def _check_kl(self) -> None:
+        chosen = self.one["kl"]
+        if chosen is None or "reward_only" not in chosen.component.provides:
+            return
+        if isinstance(chosen.config, KLSection) and chosen.config.place == "loss":
+            node = self._section("kl")
+            at = (node.child("place") or node.child("use") or node).origin
+            what = f"{chosen.name} in the loss has a gradient of zero expectation: it would hold nothing back."
+            self.report.add("kl.place", at, what, "Set kl.place: reward, or kl.use: k3.")
+
+
+def item_label(node: Node) -> str:
+    """How messages name an item of a list: its `name`, else its `use`, else nothing."""
+    for key in ("name", "use"):
+        child = node.child(key)
+        if child is not None and isinstance(child.value, str):
+            return child.value
+    return ""

@@ -1,0 +1,167 @@
+"""An engine: completions that the seeds alone decide, with the log-probabilities they were drawn with."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightrft_core.data import Completion, GenerateRequest, Prompt, Sampling
+from lightrft_core.protocols import Setup
+from lightrft_core.testing.results import Case, Check, Skipped, require
+from lightrft_core.testing.toys import toy_prompts, toy_setup
+
+MAX_NEW_TOKENS = 6
+LOGPROB_TOLERANCE = 1e-4
+QUESTIONS = ("3", "How many legs has a cat?", "Count to ten. " * 6)
+
+
+def engine_of(case: Case) -> Any:  # Any: the engine under test
+    """The engine, built once. Without a setup of the caller's, toys are tried; what cannot use them is skipped."""
+    if "engine" not in case.parts:
+        setup = case.given or toy_setup(case.run_dir)
+        case.parts["setup"] = setup
+        case.parts["engine"] = _probed(case, setup)
+    engine = case.parts["engine"]
+    if isinstance(engine, Skipped):
+        raise engine
+    return engine
+
+
+def _probed(case: Case, setup: Setup) -> Any:  # Any: the engine under test, or why there is none
+    if case.given is not None:
+        return case.target(case.options, setup)
+    try:
+        engine = case.target(case.options, setup)
+        engine.generate(requests(setup, num_siblings=1)[:1])
+    except Exception as error:  # the boundary around a stranger's engine, which may rightly refuse toys
+        return Skipped(f"a model: pass `setup=` (with toys: {type(error).__name__}: {error})")
+    return engine
+
+
+def requests(setup: Setup, *, num_siblings: int = 3, **changes: Any) -> list[GenerateRequest]:  # Any: Sampling fields
+    """A request a prompt, with `changes` to the sampling."""
+    model = setup.require_model()
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=model.stop_token_ids)
+    return [
+        GenerateRequest(
+            prompt.id,
+            model.render(prompt),
+            tuple(1000 * number + sibling for sibling in range(num_siblings)),
+            replace(sampling, **changes),
+        )
+        for number, prompt in enumerate(prompts_for(setup))
+    ]
+
+
+def prompts_for(setup: Setup) -> Sequence[Prompt]:
+    """Toy prompts, and longer ones where the model adapter has words for them."""
+    model = setup.require_model()
+    asked = [
+        Prompt(id=f"check-{index}", messages=({"role": "user", "content": text},))
+        for index, text in enumerate(QUESTIONS)
+    ]
+    return asked if model.render(asked[1]) else toy_prompts()[:3]
+
+
+def every_seed_gets_a_completion(case: Case) -> None:
+    """As many as seeds, in order; lengths agree; log-probabilities are finite and not above 0."""
+    engine = engine_of(case)
+    asked = requests(case.parts["setup"])
+    answers = engine.generate(asked)
+    require(len(answers) == len(asked), f"{len(answers)} answers to {len(asked)} requests")
+    for request, completions in zip(asked, answers, strict=True):
+        num, wanted = len(completions), len(request.seeds)
+        require(num == wanted, f"{num} completions for {wanted} seeds")
+        for completion in completions:
+            _check_completion(completion, request.sampling)
+
+
+def _check_completion(completion: Completion, sampling: Sampling) -> None:
+    token_ids, stops = completion.token_ids, set(sampling.stop_token_ids)
+    require(0 < len(token_ids) <= sampling.max_new_tokens, f"{len(token_ids)} tokens, limit {sampling.max_new_tokens}")
+    require(len(completion.logprobs) == len(token_ids), "not one log-probability per token")
+    finite = all(math.isfinite(value) and value <= 1e-6 for value in completion.logprobs)
+    require(finite, f"a log-probability is positive or not finite: {completion.logprobs}")
+    require(not stops & set(token_ids[:-1]), "generation went on after a stop token")
+    ended = token_ids[-1] in stops
+    if completion.finish_reason == "length":
+        require(len(token_ids) == sampling.max_new_tokens, "finish_reason is length before the limit was reached")
+    require(not ended or completion.finish_reason == "stop", "a stop token ended it but finish_reason is not stop")
+
+
+def seeds_decide(case: Case) -> None:
+    """The same request twice gives the same completions."""
+    engine = engine_of(case)
+    asked = requests(case.parts["setup"])
+    _same(engine.generate(asked), engine.generate(asked), "a second call")
+
+
+def the_rest_of_the_batch_does_not_matter(case: Case) -> None:
+    """Requests alone, in reverse, and siblings alone."""
+    engine = engine_of(case)
+    asked = requests(case.parts["setup"])
+    expected = engine.generate(asked)
+    _same(engine.generate(asked[::-1])[::-1], expected, "another order of requests")
+    _same([engine.generate([request])[0] for request in asked], expected, "a request by itself")
+    last = [replace(request, seeds=request.seeds[-1:]) for request in asked]
+    _same(engine.generate(last), [completions[-1:] for completions in expected], "a sibling by itself")
+
+
+def limits_and_stop_tokens_are_honoured(case: Case) -> None:
+    """A limit of one token, and a token that was drawn made a stop token."""
+    engine = engine_of(case)
+    setup = case.parts["setup"]
+    for completions in engine.generate(requests(setup, max_new_tokens=1)):
+        require(all(len(item.token_ids) == 1 for item in completions), "max_new_tokens=1 gives another length")
+    free = engine.generate(requests(setup))
+    stop = next((item.token_ids[0] for items in free for item in items), 0)
+    for completions in engine.generate(requests(setup, stop_token_ids=(stop,))):
+        for item in completions:
+            require(stop not in item.token_ids[:-1], f"generation went on after stop token {stop}")
+            require(item.token_ids[-1] != stop or item.finish_reason == "stop", "stopped but finish_reason differs")
+
+
+def greedy_takes_the_likeliest_token(case: Case) -> None:
+    """Temperature 0: every seed gives the same."""
+    engine = engine_of(case)
+    for completions in engine.generate(requests(case.parts["setup"], temperature=0.0)):
+        require(len({item.token_ids for item in completions}) == 1, "temperature 0 gives different completions")
+
+
+def update_weights_sets_the_version(case: Case) -> None:
+    """And the fingerprint of what is served is the trainer's."""
+    engine = engine_of(case)
+    strategy = case.parts["setup"].require_strategy()
+    engine.sleep()
+    engine.wake()
+    engine.update_weights(strategy.weights, 7)
+    require(engine.version == 7, f"version is {engine.version} after update_weights(..., 7)")
+    trained = strategy.fingerprint()
+    served = engine.fingerprint(list(trained))
+    wrong = [name for name, value in trained.items() if served.get(name) != value]
+    require(not wrong, f"served weights differ from the trained ones: {', '.join(wrong)}")
+    engine.reset_cache()
+
+
+def close_frees_it(case: Case) -> None:
+    """Last: it may not be used afterwards."""
+    engine_of(case).close()
+
+
+def _same(found: Sequence[Sequence[Completion]], expected: Sequence[Sequence[Completion]], what: str) -> None:
+    for one, other in zip(found, expected, strict=True):
+        for left, right in zip(one, other, strict=True):
+            require(left.token_ids == right.token_ids, f"{what} gives other tokens: {left} instead of {right}")
+            gap = max(abs(a - b) for a, b in zip(left.logprobs, right.logprobs, strict=True))
+            require(gap <= LOGPROB_TOLERANCE, f"{what} changes log-probabilities by {gap:.3g}")
+
+
+CHECKS: tuple[Check, ...] = (
+    every_seed_gets_a_completion,
+    seeds_decide,
+    the_rest_of_the_batch_does_not_matter,
+    limits_and_stop_tokens_are_honoured,
+    greedy_takes_the_likeliest_token,
+    update_weights_sets_the_version,
+    close_frees_it,
+)

@@ -1,0 +1,122 @@
+"""Completions from a transformers model: groups requests, picks the way to run the model, and sorts the results."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from lightrft_core.data import Completion, GenerateRequest, Sampling
+from lightrft_core.errors import UserError
+from torch import nn
+
+from lightrft_engines.decode.readers import PaddedReader, Reader, SharedReader
+from lightrft_engines.decode.rows import Decode, Row, SharedPrompt, StopTexts
+from lightrft_engines.decode.session import Session
+from lightrft_engines.decode.sharing import longest_shared
+
+
+class Decoder:
+    """Writes completions with `module`, which it leaves in the mode and with the weights that it finds.
+
+    `stop_token_ids` end a completion besides those of a request; `pad` fills up prompts where the model needs padding
+    (its value is never attended to); `decode` turns completion tokens into text, for requests with stop texts.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        stop_token_ids: Sequence[int] = (),
+        pad: int = 0,
+        *,
+        decode: Decode | None = None,
+        max_batch_size: int = 256,
+        max_prefill_tokens: int = 8192,
+    ) -> None:
+        self.module, self.pad, self.decode = module, pad, decode
+        self.stop_token_ids = frozenset(stop_token_ids)
+        self.max_batch_size, self.max_prefill_tokens = max_batch_size, max_prefill_tokens
+        self.device = next(module.parameters()).device
+        self.longest_shared = longest_shared(module)
+        self.max_positions = _max_positions(module)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
+        """For each request its completions, one a seed, in order; a row's tokens do not depend on the others'."""
+        rows = self._rows(requests)
+        by_sampling: dict[Sampling, list[Row]] = {}
+        for row in rows:
+            by_sampling.setdefault(_distribution(requests[row.place[0]].sampling), []).append(row)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.inference_mode():
+                for sampling, same in by_sampling.items():
+                    self._write(same, sampling)
+        finally:
+            self.module.train(was_training)
+        completions: list[list[Completion]] = [[] for _ in requests]
+        for row in rows:
+            completions[row.place[0]].append(row.completion())
+        return completions
+
+    def _write(self, rows: list[Row], sampling: Sampling) -> None:
+        """Long prompts first, siblings together: what runs at one time is about equally long."""
+        for row in rows:
+            row.prompt.slot = None
+        rows = sorted(rows, key=lambda row: (-len(row.prompt.token_ids), row.place))
+        num = min(self.max_batch_size, len(rows))
+        Session(self._reader(rows, num), rows, sampling, num, self.device).run()
+
+    def _reader(self, rows: Sequence[Row], num: int) -> Reader:
+        if max(len(row.prompt.token_ids) + row.limit for row in rows) <= self.longest_shared:
+            return SharedReader(self.module, num, max(row.limit for row in rows), self.max_prefill_tokens)
+        return PaddedReader(self.module, self.pad)
+
+    def _rows(self, requests: Sequence[GenerateRequest]) -> list[Row]:
+        prompts: dict[tuple[Sampling, tuple[int, ...]], SharedPrompt] = {}
+        texts: dict[tuple[str, ...], StopTexts | None] = {(): None}
+        rows = []
+        for number, request in enumerate(requests):
+            sampling, token_ids = request.sampling, request.prompt_token_ids
+            limit = self._limit(request)
+            if sampling.stop not in texts:
+                texts[sampling.stop] = StopTexts(sampling.stop, self._require_decode())
+            prompt = prompts.setdefault((_distribution(sampling), token_ids), SharedPrompt(token_ids))
+            stops = self.stop_token_ids.union(sampling.stop_token_ids)
+            for sibling, seed in enumerate(request.seeds):
+                place = (number, sibling)
+                rows.append(Row(place, request.prompt_id, prompt, seed, limit, stops, texts[sampling.stop]))
+        return rows
+
+    def _limit(self, request: GenerateRequest) -> int:
+        """Tokens that a completion may have: as many as asked for, where the model has positions for them."""
+        where = f"prompt {request.prompt_id}"
+        num, wanted = len(request.prompt_token_ids), request.sampling.max_new_tokens
+        if not num:
+            raise UserError("the prompt has no tokens", where=where)
+        if wanted < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {wanted}")
+        if num + wanted - 1 > self.max_positions:  # the last token is not fed
+            raise UserError(
+                f"{num} tokens and {wanted} new ones are more than the model's {self.max_positions:.0f} positions",
+                where=where,
+                hint="Lower task.max_prompt_tokens or sampler.max_new_tokens.",
+            )
+        return wanted
+
+    def _require_decode(self) -> Decode:
+        if self.decode is None:
+            raise ValueError("requests with stop texts need a decoder that was given `decode`")
+        return self.decode
+
+
+def _distribution(sampling: Sampling) -> Sampling:
+    """What shapes the distribution: rows that agree in it are drawn together."""
+    return replace(sampling, max_new_tokens=1, stop=(), stop_token_ids=())
+
+
+def _max_positions(module: nn.Module) -> float:
+    """Positions that the model has; rotary and unembedded ones have no end."""
+    config = module.config.get_text_config()
+    if config.to_dict().get("rope_parameters") is not None:
+        return math.inf
+    return float(getattr(config, "max_position_embeddings", math.inf))  # each family has its own name for it

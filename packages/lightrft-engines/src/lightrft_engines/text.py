@@ -1,0 +1,155 @@
+"""The adapter for text: any causal language model of transformers, with its tokenizer and chat template."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from lightrft_core.data import Batch, Group, Prompt, Rollout
+from lightrft_core.errors import UserError
+from lightrft_core.protocols import Layout, LogProbs, Setup
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightrft_engines.config import TextConfig
+from lightrft_engines.hub import load_config, load_model, load_template, load_tokenizer, stop_tokens
+from lightrft_engines.logprobs import Abilities, logprobs, probe
+
+log = logging.getLogger(__name__)
+
+
+class TextAdapter:
+    """`protocols.ModelAdapter` for causal language models."""
+
+    def __init__(self, config: TextConfig, setup: Setup) -> None:
+        self._config = config
+        self._temperature = setup.sampler.temperature
+        self._patches = setup.patches
+        self._hf_config = load_config(config)
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config)
+        self._template = load_template(config, self._tokenizer)
+        self._stop = stop_tokens(config, self._hf_config, self._tokenizer)
+        self._abilities: WeakKeyDictionary[PreTrainedModel, Abilities] = WeakKeyDictionary()
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The generation config's end tokens and the tokenizer's."""
+        return self._stop
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The Hugging Face tokenizer."""
+        return self._tokenizer
+
+    def load(self, role: str) -> PreTrainedModel:
+        """The model in evaluation mode (no dropout, in training too) on the CPU, patches applied.
+
+        `UserError` where the folder, the weights or the tokenizer are not what a model needs.
+        """
+        module = load_model(self._config, self._hf_config)
+        for name, patch in self._patches:
+            log.info("%s: patch %s", role, name)
+            patch(module)
+        return module.eval()
+
+    def render(self, prompt: Prompt) -> tuple[int, ...]:
+        """Chat template with the generation prompt added; `plain` joins contents by blank lines."""
+        if prompt.media:
+            raise UserError(
+                f"prompt {prompt.id} holds {prompt.media[0].kind}s and this model adapter takes text only.",
+                where="model.use",
+                hint="Choose a vision-language adapter, or a task without media.",
+            )
+        if self._template is None:
+            text = "\n\n".join(message["content"] for message in prompt.messages)
+            ids = list(self._tokenizer(text).input_ids)
+            return tuple(ids[:-1] if len(ids) > 1 and ids[-1] in self._stop else ids)
+        messages = [dict(message) for message in prompt.messages]
+        ids = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return tuple(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text, special tokens left out, nothing tidied up."""
+        text: str = self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token's own text; a token that is part of a character shows as a replacement mark."""
+        pieces = []
+        for token_id in token_ids:
+            text = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+            raw = self._tokenizer.convert_ids_to_tokens(int(token_id))
+            is_cut = isinstance(raw, str) and raw.startswith("▁") and not text.startswith(" ")
+            pieces.append(f" {text}" if is_cut else text)
+        return pieces
+
+    def collate(self, groups: Sequence[Group]) -> Batch:
+        """Rows in the groups' order; masks come from lengths, so that padding may equal any real token."""
+        rows = [(number, group, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
+        rollouts = [rollout for _, _, rollout in rows]
+        width = max((len(rollout.token_ids) for rollout in rollouts), default=0)
+        scored = [rollout.reward is not None for rollout in rollouts]
+        return Batch(
+            prompt_ids=tuple(group.prompt.id for _, group, _ in rows),
+            prompt_token_ids=tuple(group.prompt_token_ids for _, group, _ in rows),
+            completion_ids_BT=_right_padded([rollout.token_ids for rollout in rollouts], width, torch.long),
+            mask_BT=_right_padded([_trained(rollout) for rollout in rollouts], width, torch.bool),
+            lengths_B=torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.long),
+            group_B=torch.tensor([number for number, _, _ in rows], dtype=torch.long),
+            rewards_B=torch.tensor([_reward(rollout) for rollout in rollouts], dtype=torch.float32),
+            scored_B=torch.tensor(scored, dtype=torch.bool),
+            engine_logprobs_BT=_right_padded([rollout.engine_logprobs for rollout in rollouts], width, torch.float32),
+            temperature=self._temperature,
+        )
+
+    def layout_for(self, module: PreTrainedModel, batch: Batch, layout: Layout) -> Layout:
+        """`auto` resolved to what this model computes right; `UserError` where `packed` is asked for and is not."""
+        try:
+            return self._abilities_of(module).layout(layout, batch)
+        except ValueError as error:
+            raise UserError(str(error), where="strategy.packing", hint="Use `packing: auto` or `false`.") from error
+
+    def logprobs(
+        self,
+        module: PreTrainedModel,
+        batch: Batch,
+        *,
+        layout: Layout = "auto",
+        entropy: bool = False,
+        chunk: int | None = None,
+    ) -> LogProbs:
+        """See `protocols.ModelAdapter.logprobs`; entries past a row's length are 0."""
+        resolved = self.layout_for(module, batch, layout)
+        return logprobs(module, batch, self._abilities_of(module), layout=resolved, entropy=entropy, chunk=chunk)
+
+    def export(self, module: PreTrainedModel, path: Path) -> None:
+        """Safetensors, configs and tokenizer."""
+        module.save_pretrained(path)
+        self._tokenizer.save_pretrained(path)
+
+    def _abilities_of(self, module: PreTrainedModel) -> Abilities:
+        if module not in self._abilities:
+            self._abilities[module] = probe(module)
+        return self._abilities[module]
+
+
+def _trained(rollout: Rollout) -> tuple[bool, ...]:
+    return rollout.loss_mask if rollout.reward is not None else (False,) * len(rollout.loss_mask)
+
+
+def _reward(rollout: Rollout) -> float:
+    if rollout.reward is None:
+        return 0.0
+    return rollout.reward if rollout.shaped_reward is None else rollout.shaped_reward
+
+
+def _right_padded(rows: Sequence[Sequence[float]], width: int, dtype: torch.dtype) -> Tensor:
+    padded = torch.zeros(len(rows), width, dtype=dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.tensor(row, dtype=dtype)
+    return padded

@@ -1,0 +1,78 @@
+"""What tests of several packages share."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "packages/lightrft-core/src/lightrft_core/recipes"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def quickstart_model() -> Path:
+    """The small model that the quickstart starts from; scripts/make_quickstart_model.py makes it."""
+    return RECIPES / "quickstart-model"
+
+
+@pytest.fixture
+def lightrft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a subprocess, in an empty folder, as a user would."""
+
+    def run(*words: str | Path, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command: Sequence[str | Path] = [sys.executable, "-m", "lightrft_core.cli.main", *words]
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **(env or {})},
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped where there is none."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+class PluginSite:
+    """A folder for PYTHONPATH in which plugins are installed as distributions, for `importlib.metadata` to find."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+
+    def add(self, module: str, source: str, *, name: str | None = None, version: str = "1.0") -> None:
+        """Write module and metadata; the plugin and its distribution are called `name`, by default as the module."""
+        title = name or module.replace("_", "-")
+        (self.path / f"{module}.py").write_text(source)
+        info = self.path / f"{title.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {title}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[lightrft]\n{title} = {module}\n")
+
+    def add_broken(self) -> None:
+        """The five broken plugins of tests/plugins/broken: bad-import, bad-hook, bad-name, too-new, clashing."""
+        for path in sorted((ROOT / "tests/plugins/broken").glob("*.py")):
+            self.add(path.stem, path.read_text())
+
+
+@pytest.fixture
+def plugin_site(tmp_path: Path) -> PluginSite:
+    """An empty folder for plugins; pass it to a subprocess as `PYTHONPATH`, or put it on `sys.path`."""
+    return PluginSite(tmp_path / "plugin-site")

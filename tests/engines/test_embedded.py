@@ -1,0 +1,98 @@
+"""The engine serves the trainer's module itself, and says what its policy would say."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightrft_core.data import GenerateRequest, Media, Sampling
+from lightrft_core.errors import UserError
+from lightrft_engines.config import TextConfig
+from lightrft_engines.embedded import EmbeddedEngine
+from lightrft_engines.embedded_config import EmbeddedConfig
+from lightrft_engines.fingerprint import fingerprint
+from lightrft_engines.text import TextAdapter
+
+REQUEST = GenerateRequest("p", (5, 9, 2), (1, 2, 3), Sampling(8))
+
+
+@pytest.fixture
+def adapter(kit, qwen_folder):
+    return TextAdapter(TextConfig(path=str(qwen_folder)), kit.setup(qwen_folder))
+
+
+def engine_for(kit, folder, adapter, *, policy=None, **options):
+    strategy = None if policy is None else SimpleNamespace(policy=policy)
+    return EmbeddedEngine(EmbeddedConfig(**options), kit.setup(folder, model=adapter, strategy=strategy))
+
+
+def test_it_serves_the_strategys_module_in_place(kit, qwen_folder, adapter):
+    policy = adapter.load("policy")
+    engine = engine_for(kit, qwen_folder, adapter, policy=policy)
+    assert engine.module is policy
+    before = engine.generate([REQUEST])
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(-1)
+    engine.update_weights(lambda: pytest.fail("weights in place are not read"), 7)
+    assert engine.version == 7
+    assert engine.generate([REQUEST]) != before
+
+
+def test_alone_it_loads_the_policy_and_takes_weights_over(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter)
+    trained = adapter.load("policy")
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1.5)
+    served = engine_for(kit, qwen_folder, adapter, policy=trained)
+    assert engine.generate([REQUEST]) != served.generate([REQUEST])
+    engine.update_weights(trained.named_parameters, 1)
+    assert engine.version == 1
+    assert engine.generate([REQUEST]) == served.generate([REQUEST])
+
+
+def test_its_fingerprint_is_that_of_the_live_parameters(kit, qwen_folder, adapter):
+    policy = adapter.load("policy")
+    engine = engine_for(kit, qwen_folder, adapter, policy=policy)
+    names = [name for name, _ in policy.named_parameters()][:3]
+    expected = {name: fingerprint(name, policy.get_parameter(name)) for name in names}
+    assert engine.fingerprint(names) == expected
+    with torch.no_grad():
+        policy.get_parameter(names[0]).add_(1e-3)
+    assert engine.fingerprint(names)[names[0]] != expected[names[0]]
+
+
+def test_the_models_own_stop_tokens_end_a_completion(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter)
+    many = GenerateRequest("p", (5, 9, 2), tuple(range(200)), Sampling(50))
+    (group,) = engine.generate([many])
+    stopped = [completion for completion in group if completion.finish_reason == "stop"]
+    assert stopped
+    for completion in stopped:
+        assert completion.token_ids[-1] in adapter.stop_token_ids
+        assert not set(completion.token_ids[:-1]) & set(adapter.stop_token_ids)
+
+
+def test_stop_texts_are_read_with_the_adapters_tokenizer(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter)
+    many = GenerateRequest("p", (5, 9, 2), tuple(range(50)), Sampling(40, stop=("A",)))
+    (group,) = engine.generate([many])
+    texts = [adapter.decode(completion.token_ids) for completion in group]
+    assert any(text.endswith("A") for text in texts)
+    assert not any("A" in text[:-1] for text in texts)
+
+
+def test_images_are_refused_by_name(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter)
+    with pytest.raises(UserError, match=r"prompt p has images, and the embedded engine reads text\.") as caught:
+        engine.generate([GenerateRequest("p", (1,), (0,), Sampling(1), (Media("image", "x.png"),))])
+    assert "plugins list" in caught.value.hint
+
+
+def test_sleeping_waking_and_closing_change_nothing(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter, max_batch_size=2, max_prefill_tokens=4)
+    before = engine.generate([REQUEST])
+    engine.sleep()
+    engine.wake()
+    engine.reset_cache()
+    assert engine.generate([REQUEST]) == before
+    engine.close()
