@@ -7,7 +7,7 @@ all threads. Peak memory is that of a process of its own that does nothing else.
 """
 
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +15,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin distort CPU seconds; read when torch is loaded
 
 import torch
 import typer
@@ -106,12 +108,11 @@ def attention_of(engine: str) -> str:
     return register_attention() if engine == "embedded" else "sdpa"
 
 
-def peak_mb(engine: str, name: str, groups: int, threads: int) -> tuple[float, float]:
-    """Resident memory in MB of a process of its own: at its peak, and how much of it the run added."""
+def peak_mb(engine: str, name: str, groups: int, threads: int) -> float:
+    """Peak resident memory in MB of a process of its own."""
     command = [sys.executable, __file__, "--only", engine, "--scenario", name, "--groups", str(groups)]
     out = subprocess.run([*command, "--threads", str(threads)], check=True, capture_output=True, text=True).stdout
-    before, after = map(float, out.split())
-    return after, after - before
+    return float(out)
 
 
 def compare(name: str, groups: int, threads: int, repeats: int) -> list[dict[str, float | str]]:
@@ -129,7 +130,6 @@ def compare(name: str, groups: int, threads: int, repeats: int) -> list[dict[str
     rows = []
     for engine in ENGINES:
         cpu_per_token = statistics.median(run.cpu_s / run.tokens for run in runs[engine])
-        peak, added = peak_mb(engine, name, groups, threads)
         rows.append(
             {
                 "scenario": name,
@@ -140,8 +140,7 @@ def compare(name: str, groups: int, threads: int, repeats: int) -> list[dict[str
                 "tokens": statistics.median(run.tokens for run in runs[engine]),
                 "tokens_per_cpu_s": 1 / cpu_per_token,
                 "tokens_per_wall_s": statistics.median(run.tokens / run.wall_s for run in runs[engine]),
-                "peak_mb": peak,
-                "added_mb": added,
+                "peak_mb": peak_mb(engine, name, groups, threads),
             }
         )
     for row in rows:  # per token: the two draw different lengths
@@ -151,19 +150,19 @@ def compare(name: str, groups: int, threads: int, repeats: int) -> list[dict[str
 
 
 def run_alone(engine: str, name: str, groups: int) -> None:
-    """Print resident memory in MB before and after one run."""
+    """Print the peak of resident memory in MB: `VmHWM`, because rusage inherits the parent's."""
     scenario = SCENARIOS[name]
     model = model_of(scenario, attention_of(engine))
     prompts = prompts_of(scenario, groups, model.config.vocab_size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timed(engine, model, prompts, scenario, 1)
-    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(fields["VmHWM"].split()[0]) / 1024)
 
 
 def show(rows: list[dict[str, float | str]]) -> None:
     """One table."""
     columns = ("scenario", "threads", "engine", "cpu_s", "wall_s", "tokens", "tokens_per_cpu_s", "tokens_per_wall_s")
-    columns = (*columns, "ratio_cpu", "ratio_wall", "peak_mb", "added_mb")
+    columns = (*columns, "ratio_cpu", "ratio_wall", "peak_mb")
     shown = [[f"{row[key]:.2f}" if isinstance(row[key], float) else str(row[key]) for key in columns] for row in rows]
     widths = [max(len(line[place]) for line in (columns, *shown)) for place in range(len(columns))]
     for line in (columns, *shown):

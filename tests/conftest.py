@@ -1,5 +1,6 @@
 """What tests of several packages share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from lightrft_core.errors import Problems
+from lightrft_core.flags import read_command_line
+from lightrft_core.overrides import parse_set
+from lightrft_core.plugins import Plugins
+from lightrft_core.runfile import RunFile, open_run_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "packages/lightrft-core/src/lightrft_core/recipes"
@@ -23,7 +29,9 @@ def quickstart_model() -> Path:
 def lightrft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a subprocess, in an empty folder, as a user would."""
 
-    def run(*words: str | Path, env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str | Path, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         command: Sequence[str | Path] = [sys.executable, "-m", "lightrft_core.cli.main", *words]
         return subprocess.run(
             command,
@@ -76,3 +84,49 @@ class PluginSite:
 def plugin_site(tmp_path: Path) -> PluginSite:
     """An empty folder for plugins; pass it to a subprocess as `PYTHONPATH`, or put it on `sys.path`."""
     return PluginSite(tmp_path / "plugin-site")
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    """The installed plugins."""
+    return Plugins.load()
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder as a user has it: `model/config.json`, data, and a `run.yaml`."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    for name in ("train", "test", "more"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    (tmp_path / "run.yaml").write_text(
+        "algorithm: grpo\nmodel: {path: ./model}\ntask: {path: ./train.jsonl}\nrewards: [exact]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def load_run(run_folder: Path, plugins: Plugins) -> Callable[..., RunFile]:
+    """Resolves run.yaml, or other text under that name, with `--set` texts and flags."""
+
+    def load(text: str | None = None, *, sets: Sequence[str] = (), flags: Sequence[str] = ()) -> RunFile:
+        if text is not None:
+            Path("run.yaml").write_text(text)
+        parsed = read_command_line(flags)
+        overrides = parsed.overrides + [parse_set(item) for item in sets]
+        return open_run_file(Path("run.yaml"), overrides, plugins, parsed.errors)[0]
+
+    return load
+
+
+@pytest.fixture
+def run_problems(load_run: Callable[..., RunFile]) -> Callable[..., list[str]]:
+    """The sentences of everything that is wrong with it."""
+
+    def problems(text: str | None = None, *, sets: Sequence[str] = (), flags: Sequence[str] = ()) -> list[str]:
+        with pytest.raises(Problems) as caught:
+            load_run(text, sets=sets, flags=flags)
+        return [str(problem) for problem in caught.value.problems]
+
+    return problems

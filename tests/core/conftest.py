@@ -1,67 +1,49 @@
-"""A folder as a user has it (model, data, run file), and the installed plugins."""
+"""What tests of plugins share: the source of a small plugin, and a loader that forgets its modules."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+import sys
 
 import pytest
-from lightrft_core.errors import Problems
-from lightrft_core.flags import read_command_line
-from lightrft_core.overrides import parse_set
 from lightrft_core.plugins import Plugins
-from lightrft_core.runfile import RunFile, open_run_file
 
-MINIMAL = """\
-algorithm: grpo
-model:
-  path: ./model
-task:
-  path: ./train.jsonl
-rewards: [exact]
+HEAD = """
+from lightrft_core import hookimpl
+from lightrft_core.descriptors import Algorithm, Command, Component, RewardComponent
+from lightrft_core.sections import LossSection
+LIGHTRFT_API = 1
+"""
+LOSS = """
+@hookimpl
+def lightrft_losses():
+    yield Component(name="{name}", target="{target}", summary="A loss.", {more})
 """
 
 
-@pytest.fixture(scope="session")
-def plugins() -> Plugins:
-    """The installed plugins."""
-    return Plugins.load()
+@pytest.fixture
+def head():
+    """The first lines of a plugin."""
+    return HEAD
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: `model/config.json`, `train.jsonl`, `test.jsonl`, `run.yaml`."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    for name in ("train", "test", "more"):
-        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n')
-    (tmp_path / "run.yaml").write_text(MINIMAL)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def loss():
+    """Writes the source of a plugin with one loss."""
+
+    def source(name, target="json:dumps", more=""):
+        return HEAD + LOSS.format(name=name, target=target, more=more)
+
+    return source
 
 
 @pytest.fixture
-def load(run_folder: Path, plugins: Plugins) -> Callable[..., RunFile]:
-    """Loads run.yaml (or other text) with `--set` texts and flags."""
+def load(plugin_site, monkeypatch):
+    """Loads what is on the site; its modules are forgotten afterwards."""
+    monkeypatch.syspath_prepend(plugin_site.path)
+    before = set(sys.modules)
 
-    def load(text: str | None = None, *, sets: tuple[str, ...] = (), flags: tuple[str, ...] = ()) -> RunFile:
-        if text is not None:
-            Path("run.yaml").write_text(text)
-        parsed = read_command_line(flags)
-        overrides = parsed.overrides + [parse_set(item) for item in sets]
-        return open_run_file(Path("run.yaml"), overrides, plugins, parsed.errors)[0]
+    def run(files=(), **environ):
+        return Plugins.load(files, environ={f"LIGHTRFT_{key}": value for key, value in environ.items()})
 
-    return load
-
-
-@pytest.fixture
-def problems(load: Callable[..., RunFile]) -> Callable[..., list[str]]:
-    """The sentences of everything that is wrong."""
-
-    def problems(
-        text: str | None = None, *, sets: tuple[str, ...] = (), flags: tuple[str, ...] = ()
-    ) -> list[str]:
-        with pytest.raises(Problems) as caught:
-            load(text, sets=sets, flags=flags)
-        return [str(problem) for problem in caught.value.problems]
-
-    return problems
+    yield run
+    for name in set(sys.modules) - before:
+        if str(plugin_site.path.parent) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

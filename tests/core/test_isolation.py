@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from lightrft_core.data import Media, Prompt, ScoreRequest
 from lightrft_core.errors import UserError
 from lightrft_core.isolation import MAX_FAILURES_IN_A_ROW, IsolatedReward, WorkerSpec
 from lightrft_core.sections import RewardSection
-from lightrft_core.worker_process import scrubbed
 
 TIMEOUT = 0.4
 
@@ -142,7 +140,11 @@ def test_a_bad_row_is_unscored_with_its_reason_and_its_neighbours_are_scored(sha
 
 def test_a_batch_that_fails_is_tried_row_by_row_and_the_bad_row_is_named(make, caplog):
     reward = make("Whole", batches=True, timeout=0.2)
-    for deed, reason in (("raise", "raised ValueError: no such thing"), ("loop", "took longer than 0.2 s"), ("exit", "exit code 0")):
+    for deed, reason in (
+        ("raise", "raised ValueError: no such thing"),
+        ("loop", "took longer than 0.2 s"),
+        ("exit", "exit code 0"),
+    ):
         before, bad, after = reward.score(requests("fine", deed, "fine"))
         assert (before.value, bad.value, after.value) == (1.0, None, 1.0)
         assert reason in bad.reason
@@ -216,19 +218,16 @@ def test_a_worker_sees_no_secrets_but_what_is_named(make, monkeypatch):
     assert {"JUDGE_KEY", "PATH"} <= set(seen)
 
 
-def test_the_environment_keeps_only_harmless_names():
-    kept = scrubbed({"PATH": "/bin", "LC_ALL": "C", "HF_TOKEN": "x", "MASTER_ADDR": "y", "KEY": "z"}, ["KEY"])
-    assert kept == {"PATH": "/bin", "LC_ALL": "C", "KEY": "z", "OMP_NUM_THREADS": "1"}
-
-
 def test_media_travel_only_where_they_are_needed(make):
     prompt = Prompt("p", ({"role": "user", "content": "<image>"},), media=(Media("image", b"\x00\xff\n"),))
     assert make(media=True).score(requests("media", prompt=prompt))[0].value == 3.0
     assert make().score(requests("media", prompt=prompt))[0].value == 0.0
 
 
-def test_no_request_needs_no_worker(file):
-    reward = IsolatedReward(WorkerSpec("odd", "nowhere:Nothing", "lightrft_core.sections:RewardSection", RewardSection()))
+def test_no_request_needs_no_worker():
+    reward = IsolatedReward(
+        WorkerSpec("odd", "nowhere:Nothing", "lightrft_core.sections:RewardSection", RewardSection())
+    )
     assert reward.score([]) == []
 
 
@@ -277,12 +276,6 @@ def test_closing_leaves_no_process(make):
     pids = {int(score.value) for score in reward.score(requests(*["pid"] * 8))}
     reward.close()
     assert not any(is_alive(pid) for pid in pids)
-
-
-def test_a_worker_imports_neither_torch_nor_the_loop(make):
-    code = "import sys, lightrft_core.reward_worker; print([m for m in ('torch', 'numpy', 'typer') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def is_alive(pid: int) -> bool:

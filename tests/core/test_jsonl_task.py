@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
-
 from lightrft_core.data import Media
 from lightrft_core.errors import UserError
 from lightrft_core.tasks.jsonl import JsonlConfig, JsonlTask
 from lightrft_core.testing.toys import toy_setup
+from pydantic import ValidationError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -86,9 +85,12 @@ def test_gsm8k_itself_loads_with_a_reference_in_every_row(tmp_path):
 @pytest.mark.skipif(not (SHARED / "geo3k").is_dir(), reason="Geometry3K is not here")
 def test_geo3k_rows_load_with_their_images(tmp_path):
     config = JsonlConfig(
-        path=str(SHARED / "geo3k" / "sample.jsonl"), input_key="problem", images_key="image", reference_key="answer_text",
+        path=str(SHARED / "geo3k" / "sample.jsonl"),
+        input_key="problem",
+        images_key="image",
+        reference_key="answer_text",
         input_template="<image>{}",
-    )  # fmt: skip
+    )
     prompts = JsonlTask(config, toy_setup(tmp_path)).everything()
     assert len(prompts) == 10
     assert all(Path(prompt.media[0].source).is_file() for prompt in prompts)
@@ -129,7 +131,10 @@ def test_content_parts_become_placeholders_in_order(load, tmp_path):
         ({"prompt": []}, "column 'prompt' holds an empty list"),
         ({"prompt": ["hello"]}, "expected messages with role and content, found 'hello'"),
         ({"prompt": [{"role": "user", "content": 3}]}, "the content of a user message is int, expected text or parts"),
-        ({"prompt": [{"role": "user", "content": [{"type": "tool"}]}]}, "content part of type 'tool'; known: text, image"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "tool"}]}]},
+            "content part of type 'tool'; known: text, image",
+        ),
         ({"prompt": "<image>"}, "the text has 1 <image> and column 'images' has 0; they must be as many"),
         ({"prompt": "x", "images": ["a.png"]}, "set task.input_template: '<image>{}'"),
         ({"prompt": "<image>", "images": ["https://x.org/a.png"]}, "is a URL; nothing is fetched"),

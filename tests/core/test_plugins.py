@@ -7,41 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from lightrft_core.descriptors import Component
 from lightrft_core.errors import UserError
-from lightrft_core.plugins import Plugins, State
-from lightrft_core.sections import LossSection, Section
-
-HEAD = """
-from lightrft_core import hookimpl
-from lightrft_core.descriptors import Algorithm, Command, Component, RewardComponent
+from lightrft_core.plugins import State
 from lightrft_core.sections import LossSection
-LIGHTRFT_API = 1
-"""
-LOSS = """
-@hookimpl
-def lightrft_losses():
-    yield Component(name="{name}", target="{target}", summary="A loss.", {more})
-"""
 
-
-def loss(name, target="json:dumps", more=""):
-    return HEAD + LOSS.format(name=name, target=target, more=more)
-
-
-@pytest.fixture
-def load(plugin_site, monkeypatch):
-    """Loads what is on the site; its modules are forgotten afterwards."""
-    monkeypatch.syspath_prepend(plugin_site.path)
-    before = set(sys.modules)
-
-    def run(files=(), **environ):
-        return Plugins.load(files, environ={f"LIGHTRFT_{key}": value for key, value in environ.items()})
-
-    yield run
-    for name in set(sys.modules) - before:
-        if str(plugin_site.path.parent) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+YIELD = "@hookimpl\ndef lightrft_losses():\n    yield Component(name={}, summary='A loss.')\n"
 
 
 def row_of(plugins, name):
@@ -50,7 +20,7 @@ def row_of(plugins, name):
     return row
 
 
-def test_lightrfts_own_plugins_load_and_come_first(load, plugin_site):
+def test_lightrfts_own_plugins_load_and_come_first(load, plugin_site, loss):
     plugin_site.add("aardvark", loss("aardvark"))
     plugins = load()
     states = {row.name: row.state for row in plugins.rows}
@@ -59,7 +29,7 @@ def test_lightrfts_own_plugins_load_and_come_first(load, plugin_site):
     assert set(states.values()) == {State.OK}
 
 
-def test_a_good_plugin_is_listed_with_version_and_components(load, plugin_site):
+def test_a_good_plugin_is_listed_with_version_and_components(load, plugin_site, loss):
     plugin_site.add("acme", loss("acme_loss"), version="2.5")
     row = row_of(load(), "acme")
     assert (row.state, row.version, row.components) == (State.OK, "2.5", (("loss", "acme_loss"),))
@@ -118,17 +88,15 @@ def test_every_bad_plugin_is_one_warning(load, plugin_site, caplog):
         ("@hookimpl(wrapper=True)\ndef lightrft_losses():\n    yield", "lightrft_losses is a wrapper"),
         ("def lightrft_losses():\n    yield", "lightrft_losses is not marked with @hookimpl"),
         ("@hookimpl\ndef losses():\n    yield", "no hook 'losses'. Did you mean 'lightrft_losses'?"),
-        (loss("acme", target="nowhere"), "'nowhere' is not of the form 'package.module:Name'"),
-        (loss("a b"), "a name is made of letters"),
-        (loss("acme", more="needs='logprobs'"), "`needs` must hold words"),
-        (loss("acme", more="requires=('vllm >> 3',)"), "which is no requirement such as 'vllm>=0.28'"),
-        (loss("acme") + LOSS.format(name="acme", target="a:b", more="").replace("@hookimpl", "").replace(
-            "def lightrft_losses():", "").replace("\n    yield", "\n_more =") + "@hookimpl\ndef lightrft_kls():\n"
-            "    yield _more\n    yield _more\n", "'acme': it was yielded twice"),
+        (YIELD.format("'acme', target='nowhere'"), "'nowhere' is not of the form 'package.module:Name'"),
+        (YIELD.format("'a b', target='a:b'"), "a name is made of letters"),
+        (YIELD.format("'acme', target='a:b', needs='logprobs'"), "`needs` must hold words"),
+        (YIELD.format("'acme', target='a:b', requires=('vllm >> 3',)"), "which is no requirement such as 'vllm>=0.28'"),
+        (YIELD.format("'acme', target='a:b'") + YIELD.format("'acme', target='a:b'").splitlines()[2], "yielded twice"),
     ],
 )  # fmt: skip
-def test_a_fault_becomes_a_broken_row(load, plugin_site, body, problem):
-    plugin_site.add("acme", HEAD + body)
+def test_a_fault_becomes_a_broken_row(load, plugin_site, head, body, problem):
+    plugin_site.add("acme", head + body)
     row = row_of(load(), "acme")
     assert row.state is State.BROKEN
     assert problem in row.problem
@@ -142,7 +110,7 @@ def test_an_api_level_below_the_oldest_supported_is_outdated(load, plugin_site):
     assert "install a newer version" in row.problem
 
 
-def test_a_hook_that_raises_while_iterated_takes_its_whole_plugin_out(load, plugin_site):
+def test_a_hook_that_raises_while_iterated_takes_its_whole_plugin_out(load, plugin_site, loss):
     more = (
         "\n@hookimpl\ndef lightrft_tasks():\n    yield Component(name='fine', target='a:b', summary='A.')\n    1 / 0\n"
     )
@@ -186,7 +154,7 @@ def test_an_unknown_name_points_at_a_plugin_that_failed_early(load, plugin_site)
         load().find("loss", "zzzzzzz", where="run.yaml: loss")
 
 
-def test_a_clash_names_both_plugins_and_how_to_choose(load, plugin_site):
+def test_a_clash_names_both_plugins_and_how_to_choose(load, plugin_site, loss):
     plugin_site.add("one", loss("twin"))
     plugin_site.add("two", loss("twin", target="json:loads"))
     plugins = load()
@@ -206,13 +174,13 @@ def test_a_clash_leaves_the_other_components_of_both_alone(load, plugin_site):
     assert plugins.find("kl", "k3", where="here").name == "k3"
 
 
-def test_one_name_may_belong_to_two_kinds(load, plugin_site):
-    kl = "\n@hookimpl\ndef lightrft_kls():\n    yield Component(name='same', target='a:b', summary='A.')\n"
+def test_one_name_may_belong_to_two_kinds(load, plugin_site, loss):
+    kl = YIELD.replace("losses", "kls").format("'same', target='a:b'")
     plugin_site.add("acme", loss("same") + kl)
     assert row_of(load(), "acme").state is State.OK
 
 
-def test_two_distributions_with_one_plugin_name_are_a_clash_before_import(load, plugin_site):
+def test_two_distributions_with_one_plugin_name_are_a_clash_before_import(load, plugin_site, loss):
     plugin_site.add("first", loss("first_loss"))
     plugin_site.add("second", "raise RuntimeError('never imported')")
     info = next(plugin_site.path.glob("second-*.dist-info"))
@@ -229,7 +197,7 @@ def test_disabling_works_before_import(load, plugin_site):
     assert "acme" not in sys.modules
 
 
-def test_disabling_everything_keeps_lightrfts_own(load, plugin_site):
+def test_disabling_everything_keeps_lightrfts_own(load, plugin_site, loss):
     plugin_site.add("acme", loss("acme_loss"))
     states = {row.name: row.state for row in load(DISABLE="*").rows}
     assert states.pop("acme") is State.DISABLED
@@ -241,7 +209,7 @@ def test_disabling_a_plugin_that_is_not_there_is_a_warning(load, caplog):
     assert "LIGHTRFT_DISABLE names 'acmee', which is no plugin here" in caplog.text
 
 
-def test_a_component_of_a_disabled_plugin_says_so(load, plugin_site):
+def test_a_component_of_a_disabled_plugin_says_so(load, plugin_site, loss):
     plugin_site.add("acme", loss("acme_loss"))
     with pytest.raises(UserError, match=r"plugin acme 1.0 is disabled: by LIGHTRFT_DISABLE"):
         load(DISABLE="acme").find("loss", "acme:acme_loss", where="run.yaml: loss")
@@ -255,14 +223,14 @@ def test_strict_raises_on_a_bad_plugin(load, plugin_site, name):
         load(STRICT="1", DISABLE=others)
 
 
-def test_strict_keeps_the_cause(load, plugin_site):
-    plugin_site.add("acme", HEAD + "1 / 0")
+def test_strict_keeps_the_cause(load, plugin_site, head):
+    plugin_site.add("acme", head + "1 / 0")
     with pytest.raises(UserError) as caught:
         load(STRICT="1")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_trace_prints_every_hook_call_to_stderr(load, plugin_site, capsys):
+def test_trace_prints_every_hook_call_to_stderr(load, plugin_site, capsys, loss):
     plugin_site.add("acme", loss("acme_loss"))
     load(TRACE="1")
     captured = capsys.readouterr()
@@ -271,32 +239,7 @@ def test_trace_prints_every_hook_call_to_stderr(load, plugin_site, capsys):
     assert captured.out == ""
 
 
-def test_an_unmet_requirement_concerns_the_component_not_the_plugin(load, plugin_site):
-    more = LOSS.format(name="plain", target="json:dumps", more="")
-    source = loss("heavy", more="requires=('nobody-has-this>=3',)") + more.replace("lightrft_losses", "lightrft_kls")
-    plugin_site.add("acme", source)
-    plugins = load()
-    assert row_of(plugins, "acme").state is State.OK
-    assert plugins.find("kl", "plain", where="here").name == "plain"
-    with pytest.raises(UserError) as caught:
-        plugins.find("loss", "heavy", where="run.yaml: loss")
-    text = str(caught.value)
-    assert "loss 'heavy' of plugin acme needs nobody-has-this>=3 (not installed)" in text
-    assert "`pip install 'nobody-has-this>=3'`" in text
-
-
-def test_a_requirement_of_another_version_says_what_is_installed(load, plugin_site):
-    plugin_site.add("acme", loss("heavy", more="requires=('pluggy>=900',)"))
-    with pytest.raises(UserError, match=r"needs pluggy>=900 \(version 1\.\d+\.\d+ is installed\)"):
-        load().find("loss", "heavy", where="run.yaml: loss")
-
-
-def test_a_requirement_whose_marker_does_not_apply_is_met(load, plugin_site):
-    plugin_site.add("acme", loss("light", more="requires=('nobody-has-this; python_version < \"3\"',)"))
-    assert load().find("loss", "light", where="here").name == "light"
-
-
-def test_a_target_that_cannot_be_imported_names_plugin_and_cause(load, plugin_site):
+def test_a_target_that_cannot_be_imported_names_plugin_and_cause(load, plugin_site, loss):
     plugin_site.add("acme", loss("acme_loss", target="a_module_that_nobody_has:loss"))
     plugins = load()
     component = plugins.find("loss", "acme_loss", where="here")
@@ -307,7 +250,7 @@ def test_a_target_that_cannot_be_imported_names_plugin_and_cause(load, plugin_si
     assert "Install the package that holds 'a_module_that_nobody_has'" in text
 
 
-def test_the_config_class_is_the_components_own_or_its_kinds(load, plugin_site):
+def test_the_config_class_is_the_components_own_or_its_kinds(load, plugin_site, loss):
     own = "\nclass Own(LossSection):\n    '''Options.'''\n"
     plugin_site.add("acme", loss("with_options", more="config='acme:Own'") + own)
     plugin_site.add("bare", loss("without_options"))
@@ -318,77 +261,11 @@ def test_the_config_class_is_the_components_own_or_its_kinds(load, plugin_site):
     assert plugins.config_class("loss", plugins.find("loss", "without_options", where="here")) is LossSection
 
 
-def test_a_config_that_is_no_section_of_its_kind_is_the_plugins_fault(load, plugin_site):
+def test_a_config_that_is_no_section_of_its_kind_is_the_plugins_fault(load, plugin_site, loss):
     plugin_site.add("acme", loss("acme_loss", more="config='json:JSONDecoder'"))
     plugins = load()
     with pytest.raises(UserError, match=r"plugin acme 1.0: the options of loss 'acme_loss' .* must extend LossSection"):
         plugins.config_class("loss", plugins.find("loss", "acme_loss", where="here"))
-
-
-def test_a_single_file_plugin_offers_components_of_its_own_file(load, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        loss("mine_loss", target="mine:compute", more="config='mine:Options'")
-        + "\nclass Options(LossSection):\n    '''Options.'''\n    power: int = 2\n    '''A power.'''\n"
-        + "\ndef compute(inputs, *, config):\n    return inputs ** config.power\n"
-    )
-    plugins = load([file])
-    component = plugins.find("loss", "mine:mine_loss", where="run.yaml: loss")
-    assert isinstance(component, Component)
-    config = plugins.config_class("loss", component)()
-    assert isinstance(config, Section)
-    assert plugins.target(component)(3, config=config) == 9
-    assert component.target == f"{file}:compute"
-
-
-def test_a_single_file_plugin_may_name_a_file_beside_it(load, tmp_path):
-    (tmp_path / "other.py").write_text("def compute(): return 'other'")
-    (tmp_path / "mine.py").write_text(loss("mine_loss", target="./other.py:compute"))
-    plugins = load([tmp_path / "mine.py"])
-    assert plugins.target(plugins.find("loss", "mine_loss", where="here"))() == "other"
-
-
-def test_a_target_in_a_single_file_resolves_in_another_process(load, tmp_path):
-    (tmp_path / "mine.py").write_text(loss("mine_loss", target="mine:compute") + "\ndef compute(): return 'hello'\n")
-    plugins = load([tmp_path / "mine.py"])
-    target = plugins.find("loss", "mine_loss", where="here").target
-    code = f"from lightrft_core.loading import load_object; print(load_object({target!r})())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout == "hello\n"
-
-
-def test_two_files_of_one_name_in_two_folders_never_meet(tmp_path):
-    from lightrft_core.loading import load_object
-
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same.py").write_text(f"WHO = '{folder}'")
-    assert [load_object(f"{tmp_path}/{folder}/same.py:WHO") for folder in ("a", "b")] == ["a", "b"]
-
-
-def test_a_file_of_plain_functions_is_told_where_it_belongs(load, tmp_path):
-    (tmp_path / "mine.py").write_text("LIGHTRFT_API = 1\ndef reward(response): return 1.0\n")
-    row = row_of(load([tmp_path / "mine.py"]), "mine")
-    assert row.state is State.BROKEN
-    assert "a plain reward function needs no entry in `plugins`" in row.problem
-
-
-def test_a_missing_plugin_file_is_a_user_error(load, tmp_path):
-    with pytest.raises(UserError, match=r"there is no .*nothing\.py Name a \.py file, or a folder"):
-        load([tmp_path / "nothing.py"])
-
-
-def test_a_project_folder_takes_the_place_of_the_installed_plugin(load, plugin_site, tmp_path):
-    plugin_site.add("acme", loss("installed_loss"))
-    project = tmp_path / "project"
-    (project / "src").mkdir(parents=True)
-    (project / "pyproject.toml").write_text(
-        '[project]\nname = "acme"\nversion = "9"\n[project.entry-points.lightrft]\nacme = "acme_from_folder"\n'
-    )
-    (project / "src/acme_from_folder.py").write_text(loss("folder_loss"))
-    plugins = load([project])
-    states = [(row.version, row.state) for row in plugins.rows if row.name == "acme"]
-    assert sorted(states) == [("1.0", State.DISABLED), ("9", State.OK)]
-    assert plugins.find("loss", "folder_loss", where="here").name == "folder_loss"
 
 
 def test_loading_plugins_imports_nothing_heavy():

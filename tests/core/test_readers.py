@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from lightrft_core.errors import EnvironmentUnfit, UserError
 from lightrft_core.tasks.readers import BadRow, Row, data_files, read_rows
 
@@ -48,7 +47,7 @@ def test_json_may_be_a_list_or_splits_or_lines(tmp_path):
     assert read(tmp_path / "splits.json") == ROWS
     assert read(tmp_path / "splits.json", "test") == ROWS[:1]
     assert read(tmp_path / "lines.json") == ROWS
-    with pytest.raises(UserError, match="Set task.split to one of its keys: train, test"):
+    with pytest.raises(UserError, match=r"Set task\.split to one of its keys: train, test"):
         read(tmp_path / "splits.json", "validation")
 
 
@@ -91,7 +90,13 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_a_folder_gives_the_files_of_a_split_in_order(tmp_path):
-    for name in ("train-00001-of-00002.jsonl", "train-00000-of-00002.jsonl", "test.jsonl", "training.jsonl", "README.md"):
+    for name in (
+        "train-00001-of-00002.jsonl",
+        "train-00000-of-00002.jsonl",
+        "test.jsonl",
+        "training.jsonl",
+        "README.md",
+    ):
         (tmp_path / name).touch()
     assert [file.name for file in data_files(str(tmp_path), None)] == [
         "train-00000-of-00002.jsonl",

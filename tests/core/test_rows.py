@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from lightrft_core.data import Media, Prompt
 from lightrft_core.errors import UserError
 from lightrft_core.tasks.rows import MixedTask, RowsTask, fingerprint_of

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from lightrft_core.chosen import Chosen
 from lightrft_core.data import Group, Prompt, Rollout
 from lightrft_core.descriptors import RewardComponent

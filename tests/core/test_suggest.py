@@ -129,7 +129,8 @@ def test_a_long_list_is_shortened():
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "edits"), [("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("", "ab", 2), ("ab", "xy", 2)]
+    ("first", "second", "edits"),
+    [("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("", "ab", 2), ("ab", "xy", 2)],
 )
 def test_distance_counts_edits_and_swaps(first, second, edits):
     assert distance(first, second) == distance(second, first) == edits

@@ -4,7 +4,6 @@ import math
 from fractions import Fraction
 
 import pytest
-
 from lightrft_core.data import Score
 from lightrft_core.verdicts import as_score, as_scores
 

@@ -82,7 +82,9 @@ def test_a_duplicate_key_names_both_places():
     )
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!binary", "!mine", "!!set"])
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!!binary", "!mine", "!!set"]
+)
 def test_tags_that_build_objects_are_refused(tag):
     text = error_of(f"a: {tag} [x]")
     assert text.startswith("run.yaml:1:4: the tag ") and "is not allowed" in text

@@ -99,7 +99,7 @@ def qwen_folder(tmp_path_factory) -> Path:
     return make_folder(tmp_path_factory.mktemp("model") / "qwen2", "qwen2")
 
 
-def make_setup(path: Path | str, *, run_dir: Path = Path("."), **changes) -> Setup:
+def make_setup(path: Path | str, *, run_dir: Path = Path(), **changes) -> Setup:
     return Setup(
         **{
             "run": RunSection(),
@@ -124,7 +124,9 @@ def make_groups(seed: int = 0, *, sizes=((7, (5, 1, 9, 3)), (2, (4, 4, 2)), (11,
     for number, (prompt_length, lengths) in enumerate(sizes):
         name = f"p{number}"
         rollouts = [
-            Rollout(name, index, ids(length), "", tuple(-1.0 for _ in range(length)), "stop", 0, reward=float(index % 2))
+            Rollout(
+                name, index, ids(length), "", tuple(-1.0 for _ in range(length)), "stop", 0, reward=float(index % 2)
+            )
             for index, length in enumerate(lengths)
         ]
         groups.append(Group(Prompt(name, ({"role": "user", "content": "x"},)), ids(prompt_length), rollouts))

@@ -7,8 +7,10 @@ import pytest
 import torch
 from lightrft_core.data import GenerateRequest, Sampling
 from lightrft_core.errors import RunFailed, UserError
+from lightrft_engines.attention import register_attention
 from lightrft_engines.decode.decoder import Decoder
 from lightrft_engines.decode.readers import PaddedReader, SharedReader
+from transformers import AutoConfig, AutoModelForCausalLM
 
 FAMILIES = ("qwen2", "llama", "mistral", "gemma2", "gpt2")
 SHARING = ("qwen2", "llama", "gpt2")
@@ -84,6 +86,45 @@ def test_logprobs_equal_a_plain_forward_pass(kit, family, temperature):
     for ids, group in zip(texts, groups, strict=True):
         for completion in group:
             expected = plain_logprobs(model, ids, completion, temperature)
+            assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "deepseek_v3"])
+def test_layers_with_states_and_layers_with_narrow_values_are_served_right(family):
+    config = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+    }
+    config |= {
+        "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+        "deepseek_v3": {
+            "num_key_value_heads": 4,
+            "head_dim": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 6,
+            "first_k_dense_replace": 2,
+        },
+    }[family]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **config), attn_implementation=register_attention()
+    ).eval()
+    decoder = Decoder(model, [1, 2, 3], max_prefill_tokens=16)
+    assert decoder.longest_shared == (0 if family == "lfm2" else math.inf)
+    texts = prompts()
+    for ids, group in zip(texts, decoder.generate(requests(texts, Sampling(15), group=3)), strict=True):
+        for completion in group:
+            expected = plain_logprobs(model, ids, completion)
             assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4)
 
 

@@ -1,15 +1,13 @@
 """The engine serves the trainer's module itself, and says what its policy would say."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from lightrft_core.data import GenerateRequest, Media, Sampling
+from lightrft_core.data import GenerateRequest, Group, Media, Prompt, Rollout, Sampling
 from lightrft_core.errors import UserError
-from lightrft_engines.config import TextConfig
+from lightrft_engines.config import SingleConfig, TextConfig
 from lightrft_engines.embedded import EmbeddedEngine
 from lightrft_engines.embedded_config import EmbeddedConfig
-from lightrft_engines.fingerprint import fingerprint
+from lightrft_engines.single import SingleStrategy
 from lightrft_engines.text import TextAdapter
 
 REQUEST = GenerateRequest("p", (5, 9, 2), (1, 2, 3), Sampling(8))
@@ -20,45 +18,65 @@ def adapter(kit, qwen_folder):
     return TextAdapter(TextConfig(path=str(qwen_folder)), kit.setup(qwen_folder))
 
 
-def engine_for(kit, folder, adapter, *, policy=None, **options):
-    strategy = None if policy is None else SimpleNamespace(policy=policy)
+@pytest.fixture
+def strategy(kit, qwen_folder, adapter):
+    return SingleStrategy(SingleConfig(device="cpu"), kit.setup(qwen_folder, model=adapter))
+
+
+def engine_for(kit, folder, adapter, strategy=None, **options):
     return EmbeddedEngine(EmbeddedConfig(**options), kit.setup(folder, model=adapter, strategy=strategy))
 
 
-def test_it_serves_the_strategys_module_in_place(kit, qwen_folder, adapter):
-    policy = adapter.load("policy")
-    engine = engine_for(kit, qwen_folder, adapter, policy=policy)
-    assert engine.module is policy
+def test_it_serves_the_strategys_module_in_place(kit, qwen_folder, adapter, strategy):
+    engine = engine_for(kit, qwen_folder, adapter, strategy)
+    assert engine.module is strategy.policy
     before = engine.generate([REQUEST])
     with torch.no_grad():
-        policy.lm_head.weight.mul_(-1)
+        strategy.policy.lm_head.weight.mul_(-1)
     engine.update_weights(lambda: pytest.fail("weights in place are not read"), 7)
     assert engine.version == 7
     assert engine.generate([REQUEST]) != before
 
 
-def test_alone_it_loads_the_policy_and_takes_weights_over(kit, qwen_folder, adapter):
+def test_alone_it_loads_the_policy_and_takes_weights_over(kit, qwen_folder, adapter, strategy):
     engine = engine_for(kit, qwen_folder, adapter)
-    trained = adapter.load("policy")
     with torch.no_grad():
-        for parameter in trained.parameters():
+        for parameter in strategy.policy.parameters():
             parameter.mul_(1.5)
-    served = engine_for(kit, qwen_folder, adapter, policy=trained)
+    served = engine_for(kit, qwen_folder, adapter, strategy)
     assert engine.generate([REQUEST]) != served.generate([REQUEST])
-    engine.update_weights(trained.named_parameters, 1)
+    engine.update_weights(strategy.weights, 1)
     assert engine.version == 1
     assert engine.generate([REQUEST]) == served.generate([REQUEST])
 
 
-def test_its_fingerprint_is_that_of_the_live_parameters(kit, qwen_folder, adapter):
-    policy = adapter.load("policy")
-    engine = engine_for(kit, qwen_folder, adapter, policy=policy)
-    names = [name for name, _ in policy.named_parameters()][:3]
-    expected = {name: fingerprint(name, policy.get_parameter(name)) for name in names}
-    assert engine.fingerprint(names) == expected
+def test_its_fingerprint_is_the_strategys_and_that_of_live_parameters(kit, qwen_folder, adapter, strategy):
+    engine = engine_for(kit, qwen_folder, adapter, strategy)
+    before = dict(strategy.fingerprint())
+    assert engine.fingerprint(tuple(before)) == before
     with torch.no_grad():
-        policy.get_parameter(names[0]).add_(1e-3)
-    assert engine.fingerprint(names)[names[0]] != expected[names[0]]
+        for parameter in strategy.policy.parameters():
+            parameter.add_(1e-3)
+    assert engine.fingerprint(tuple(before)) == strategy.fingerprint() != before
+
+
+def test_engine_and_trainer_agree_on_logprobs(kit, qwen_folder, adapter, strategy):
+    engine = engine_for(kit, qwen_folder, adapter, strategy)
+    requests = [GenerateRequest(f"p{size}", tuple(range(1, size)), (1, 2, 3), Sampling(9)) for size in (3, 12, 6)]
+    groups = [
+        Group(
+            Prompt(request.prompt_id, ()),
+            request.prompt_token_ids,
+            [
+                Rollout(request.prompt_id, index, one.token_ids, "", one.logprobs, one.finish_reason, 0, reward=0.0)
+                for index, one in enumerate(completions)
+            ],
+        )
+        for request, completions in zip(requests, engine.generate(requests), strict=True)
+    ]
+    batch = adapter.collate(groups)
+    trainer_BT = strategy.logprobs(batch).logprobs_BT
+    assert torch.allclose(trainer_BT[batch.mask_BT], batch.engine_logprobs_BT[batch.mask_BT], atol=1e-4)
 
 
 def test_the_models_own_stop_tokens_end_a_completion(kit, qwen_folder, adapter):

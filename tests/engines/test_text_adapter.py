@@ -48,6 +48,13 @@ def test_a_template_file_wins_and_a_missing_one_is_named(kit, qwen_folder, tmp_p
         build(kit, qwen_folder, chat_template="nowhere.jinja")
 
 
+def test_a_template_that_refuses_roles_is_the_users_error(kit, qwen_folder, tmp_path):
+    (tmp_path / "strict.jinja").write_text("{{ raise_exception('system role not supported') }}")
+    adapter = build(kit, qwen_folder, chat_template=str(tmp_path / "strict.jinja"))
+    with pytest.raises(UserError, match=r"model\.chat_template: .*prompt q .*roles user: system role not supported"):
+        adapter.render(question())
+
+
 def test_stop_tokens_are_those_of_generation_config_and_tokenizer(kit, tmp_path):
     folder = kit.folder(tmp_path / "m")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from lightrft_core.errors import UserError
 from lightrft_core.flag_rows import Given, GivenFlag
+from lightrft_core.nodes import Plain
 from lightrft_core.overrides import Override
 from lightrft_core.sections import TaskSection
 from lightrft_core.suggest import did_you_mean
-from lightrft_core.yaml_marks import Plain, read_yaml
+from lightrft_core.yaml_marks import read_yaml
 
 ESTIMATORS = {
     "group_norm": ("advantage.use", "group_norm"),

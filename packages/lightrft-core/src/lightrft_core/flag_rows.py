@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from lightrft_core.errors import UserError
+from lightrft_core.nodes import Plain
 from lightrft_core.overrides import Override
-from lightrft_core.yaml_marks import Plain
 
 FlagKind = Literal["text", "path", "paths", "int", "float", "floats", "texts", "switch"]
 
@@ -109,16 +109,5 @@ def unless_zero(key: str) -> Transform:
         if given.value == 0:
             raise given.refuse("has no effect: 0 means off, as without it.", "Leave it out.")
         return [given.override(key, given.value)]
-
-    return transform
-
-
-def of_task(key: str) -> Transform:
-    """An option of the task, and of the evaluation's where one is named by a flag too."""
-
-    def transform(given: GivenFlag, others: Given) -> Iterable[Override]:
-        yield given.override(f"task.{key}", given.value)
-        if "eval_data" in others:
-            yield given.override(f"evaluation.task.{key}", given.value)
 
     return transform

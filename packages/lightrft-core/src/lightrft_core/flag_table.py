@@ -3,7 +3,7 @@
 from typing import Final
 
 from lightrft_core import flag_effects as effects
-from lightrft_core.flag_rows import Always, Flag, Refused, Waits, mapped, of_task, sets, unless_zero
+from lightrft_core.flag_rows import Always, Flag, Refused, Waits, mapped, sets, unless_zero
 
 _CRITIC = Waits("a critic, with the advantage gae")
 _MIX_IN = Waits("a supervised mix-in beside the policy loss")
@@ -47,20 +47,19 @@ DATA: Final = (
          keys="task.path"),
     Flag("prompt_data_probs", "task.probabilities", "floats", "Share of each of them.", switch="prompt_data"),
     Flag("prompt_split", "task.split", "text", "Split to train on."),
-    Flag("input_key", of_task("input_key"), "text", "Column with the prompt.", keys="task.input_key"),
-    Flag("images_key", of_task("images_key"), "text", "Column with images.", keys="task.images_key"),
-    Flag("reference_key", of_task("reference_key"), "text", "Column with the right answer.", keys="task.reference_key"),
-    Flag("label_key", of_task("label_key"), "text", "Column that routes to rewards.", keys="task.label_key"),
-    Flag("input_template", of_task("input_template"), "text", "Text around the prompt.", keys="task.input_template"),
-    Flag("system_prompt", of_task("system_prompt"), "text", "System message.", keys="task.system_prompt"),
+    Flag("input_key", "task.input_key", "text", "Column with the prompt."),
+    Flag("images_key", "task.images_key", "text", "Column with images."),
+    Flag("reference_key", "task.reference_key", "text", "Column with the right answer."),
+    Flag("label_key", "task.label_key", "text", "Column that routes to rewards."),
+    Flag("input_template", "task.input_template", "text", "Text around the prompt."),
+    Flag("system_prompt", "task.system_prompt", "text", "System message."),
     Flag(
         "apply_chat_template",
         Always("prompts go through the model's chat template; model.chat_template: plain turns it off"),
         "switch", "Use the model's chat template.",
     ),
     Flag("max_samples", "task.max_prompts", "int", "Use only the first so many prompts."),
-    Flag("prompt_max_len", of_task("max_prompt_tokens"), "int", "Longest prompt, in tokens.",
-         keys="task.max_prompt_tokens"),
+    Flag("prompt_max_len", "task.max_prompt_tokens", "int", "Longest prompt, in tokens."),
     Flag("generate_max_len", "sampler.max_new_tokens", "int", "Longest completion, in tokens."),
     Flag(
         "max_len", effects.max_len, "int", "Deprecated: prompt and completion together.",

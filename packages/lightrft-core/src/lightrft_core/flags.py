@@ -8,9 +8,9 @@ from pathlib import Path
 from lightrft_core.errors import UserError
 from lightrft_core.flag_rows import Always, Flag, FlagKind, GivenFlag, Refused, Waits
 from lightrft_core.flag_table import FLAGS, GROUPS
+from lightrft_core.nodes import Plain
 from lightrft_core.overrides import Override, parse_set
 from lightrft_core.suggest import nearest
-from lightrft_core.yaml_marks import Plain
 
 __all__ = ["FLAGS", "GROUPS", "Parsed", "keys_by_flag", "parse_flags", "read_command_line", "waits_by_source"]
 

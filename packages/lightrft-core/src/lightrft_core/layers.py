@@ -11,10 +11,10 @@ from pathlib import Path
 from lightrft_core.descriptors import Algorithm
 from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_SECTION, KINDS, Kind
+from lightrft_core.nodes import Node, Origin, from_plain
 from lightrft_core.overrides import Override, apply, section_of, split_key
 from lightrft_core.plugins import Plugins
 from lightrft_core.validation import KeyProblem
-from lightrft_core.yaml_marks import Node, Origin, from_plain
 
 logger = logging.getLogger(__name__)
 

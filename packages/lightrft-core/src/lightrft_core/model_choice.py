@@ -43,7 +43,7 @@ def _fitting(plugins: Plugins, model_type: str | None) -> list[Offer]:
 
 
 def model_type(path: str, where: str = "model.path", environ: Mapping[str, str] = os.environ) -> str | None:
-    """The `model_type` in a model's config.json; None where the model is only on a hub. `UserError` as `adapter_name`."""
+    """The `model_type` in a model's config.json; None where it is only on a hub. `UserError` as `adapter_name`."""
     folder = Path(path)
     if folder.is_dir():
         config = folder / "config.json"

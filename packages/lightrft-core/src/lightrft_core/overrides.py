@@ -11,8 +11,9 @@ from typing import TypeAlias
 
 from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_SECTION
+from lightrft_core.nodes import KeyPath, Node, Origin, Plain, from_plain
 from lightrft_core.suggest import did_you_mean
-from lightrft_core.yaml_marks import KeyPath, Node, Origin, Plain, from_plain, parse_value
+from lightrft_core.yaml_marks import parse_value
 
 _STEP = re.compile(r"(?P<key>[^.\[\]]+)(?P<selectors>(?:\[[^\[\]]+\])*)(?:\.|$)")
 _SELECTOR = re.compile(r"\[([^\[\]]+)\]")

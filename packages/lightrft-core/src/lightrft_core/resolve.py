@@ -8,6 +8,7 @@ from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_NAME, BY_SECTION, KINDS, Kind
 from lightrft_core.layers import waiting_for
 from lightrft_core.model_choice import adapter_name
+from lightrft_core.nodes import Node, Origin, describe
 from lightrft_core.plugins import Plugins
 from lightrft_core.sections import (
     CheckpointSection,
@@ -22,8 +23,7 @@ from lightrft_core.sections import (
     SelfTestSection,
 )
 from lightrft_core.suggest import did_you_mean
-from lightrft_core.validation import Report, location, validate
-from lightrft_core.yaml_marks import Node, Origin, describe
+from lightrft_core.validation import KeyProblem, Report, location, validate
 
 CORE_SECTIONS: dict[str, type[Section]] = {
     "run": RunSection,
@@ -35,6 +35,7 @@ CORE_SECTIONS: dict[str, type[Section]] = {
     "plots": PlotsSection,
 }
 OTHER_KEYS = ("plugins",)
+NOT_SHARED = ("max_prompts", "split", "probabilities")  # what limits or mixes the prompts to train on
 SECTIONS = (*CORE_SECTIONS, *BY_SECTION, *OTHER_KEYS)
 
 
@@ -70,7 +71,7 @@ class Resolver:
         for name, model in CORE_SECTIONS.items():
             node = self._section(name)
             if name == "evaluation":
-                node = self._take_evaluation_task(node)
+                node = _without(node, "task")
             section = validate(model, node, name, self.report)
             if section is not None:
                 self.core[name] = section
@@ -79,6 +80,7 @@ class Resolver:
                 self.many[kind.section] = self._list(kind)
             elif kind.count != "none" and kind.name != "algorithm":
                 self.one[kind.section] = self._single(kind)
+        self.evaluation_task = self._evaluation_task()
         self._check_rewards()
         self._check_kl()
 
@@ -93,16 +95,23 @@ class Resolver:
         node = self.tree.fields().get(name)
         return Node({}, self.origin if node is None else node.origin) if node is None or node.value is None else node
 
-    def _take_evaluation_task(self, node: Node) -> Node:
-        task = node.child("task")
-        if task is None or not isinstance(node.value, dict):
-            return node
-        rest = Node({name: child for name, child in node.value.items() if name != "task"}, node.origin)
-        if task.value is not None:
-            use = self._section("task").child("use")
-            default = str(use.value) if use is not None else BY_NAME["task"].default
-            self.evaluation_task = self._component(BY_NAME["task"], task, "evaluation.task", default)
-        return rest
+    def _evaluation_task(self) -> Chosen | None:
+        """The task of `evaluation.task`; one that names no `use` starts from the options of `task`."""
+        node = self._section("evaluation").child("task")
+        if node is None or node.value is None:
+            return None
+        kind, own = BY_NAME["task"], node.fields()
+        if "use" in own or not isinstance(node.value, dict):
+            return self._component(kind, node, "evaluation.task", None)
+        shared = {name: child for name, child in self._section("task").fields().items() if name not in NOT_SHARED}
+        before = len(self.report.problems)
+        node.value = {**shared, **own}
+        chosen = self._component(kind, node, "evaluation.task", kind.default)
+        if self.one["task"] is None:  # what is wrong there was told already
+            new = self.report.problems[before:]
+            del self.report.problems[before:]
+            self.report.problems += [p for p in new if isinstance(p, KeyProblem) and p.key.rpartition(".")[2] in own]
+        return chosen
 
     def _single(self, kind: Kind) -> Chosen | None:
         node = self.tree.fields().get(kind.section)
@@ -228,6 +237,12 @@ class Resolver:
             at = (node.child("place") or node.child("use") or node).origin
             what = f"{chosen.name} in the loss has a gradient of zero expectation: it would hold nothing back."
             self.report.add("kl.place", at, what, "Set kl.place: reward, or kl.use: k3.")
+
+
+def _without(node: Node, name: str) -> Node:
+    if name not in node.fields():
+        return node
+    return Node({key: child for key, child in node.fields().items() if key != name}, node.origin, node.key)
 
 
 def item_label(node: Node) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightrft_core.data import Media, Prompt, Score, ScoreRequest
-
-Json = Any  # what json.dumps takes
+from lightrft_core.protocols import Json
 
 
 def encode_requests(requests: Sequence[ScoreRequest], *, with_media: bool) -> dict[str, Json]:

@@ -14,8 +14,10 @@ from lightrft_core.errors import Problems, UserError
 from lightrft_core.flags import keys_by_flag, waits_by_source
 from lightrft_core.layers import absolute_paths, merge_layers
 from lightrft_core.no_effect import keys_without_effect
+from lightrft_core.nodes import Node, Origin, Plain, from_plain
 from lightrft_core.overrides import Override
 from lightrft_core.plugins import Plugins
+from lightrft_core.recipe_files import find_recipe, shown
 from lightrft_core.resolve import CORE_SECTIONS, Resolver, item_label, keys_elsewhere
 from lightrft_core.sections import (
     CheckpointSection,
@@ -27,13 +29,11 @@ from lightrft_core.sections import (
     Section,
     SelfTestSection,
 )
-from lightrft_core.suggest import nearest
 from lightrft_core.validation import KeyProblem, Report
-from lightrft_core.yaml_marks import Node, Origin, Plain, from_plain, read_yaml, to_yaml
+from lightrft_core.yaml_marks import read_yaml, to_yaml
 
 __all__ = ["Chosen", "Override", "RunFile", "find_recipe", "load_run_file", "open_run_file"]
 
-RECIPES = Path(__file__).parent / "recipes"
 READING_ORDER = (
     *(
         "algorithm",
@@ -136,7 +136,7 @@ def open_run_file(
 ) -> tuple[RunFile, Plugins]:
     """As `load_run_file`, with the plugins. `problems` found earlier are raised together with the rest."""
     found = list(problems)
-    origin = Origin(_shown(path)) if path is not None else Origin("the command line", "default")
+    origin = Origin(shown(path)) if path is not None else Origin("the command line", "default")
     try:
         file = Node({}, origin) if path is None else read_yaml(path, origin.source)
     except UserError as problem:
@@ -158,33 +158,6 @@ def open_run_file(
     if report.problems:
         raise Problems(sorted(report.problems, key=_position))
     return _build(resolver, plugin_files), plugins
-
-
-def find_recipe(name_or_path: str) -> Path:
-    """An existing file, or a recipe that comes with LightRFT by its name. `UserError` with the nearest name."""
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    wanted = path.stem if path.suffix in (".yaml", ".yml") else name_or_path
-    if name_or_path in names:
-        return RECIPES / f"{name_or_path}.yaml"
-    if path.is_dir():
-        hint = f"Resume a run with `lightrft train --resume {name_or_path}`."
-        raise UserError("is a folder, not a run file.", where=name_or_path, hint=hint)
-    beside = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-    near = nearest(wanted, names, limit=1) or nearest(name_or_path, beside, limit=1)
-    guess = f"Did you mean {near[0]!r}? " if near else ""
-    hint = f"{guess}Recipes that come with LightRFT: {', '.join(names) or 'none'}."
-    raise UserError("no such run file or recipe.", where=name_or_path, hint=hint)
-
-
-def _shown(path: Path) -> str:
-    """A file's name in messages: short where it can be."""
-    for folder, prefix in ((RECIPES, "recipes/"), (Path.cwd(), "")):
-        if path.is_absolute() and path.is_relative_to(folder):
-            return f"{prefix}{path.relative_to(folder)}"
-    return str(path)
 
 
 def _absolute(override: Override) -> Override:

@@ -8,10 +8,11 @@ from pydantic import ValidationError
 from lightrft_core.descriptors import Algorithm, Component
 from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_NAME, BY_SECTION
+from lightrft_core.nodes import Plain
 from lightrft_core.plugins import Plugins
 from lightrft_core.resolve import CORE_SECTIONS
 from lightrft_core.sections import Section
-from lightrft_core.yaml_marks import Plain, to_yaml
+from lightrft_core.yaml_marks import to_yaml
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 _HEADER = """\

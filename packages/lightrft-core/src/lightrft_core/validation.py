@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lightrft_core.errors import UserError
+from lightrft_core.nodes import KeyPath, Node, Origin, describe, dotted
 from lightrft_core.sections import Section
 from lightrft_core.suggest import did_you_mean, nearest
-from lightrft_core.yaml_marks import KeyPath, Node, Origin, describe, dotted
 
 SectionT = TypeVar("SectionT", bound=Section)
 Elsewhere = Mapping[str, Sequence[str]]

@@ -146,7 +146,8 @@ def _logit_gradient(
 
 def _default_chunk(weight_VD: Tensor) -> int:
     limit = CPU_BYTES if weight_VD.device.type == "cpu" else GPU_BYTES
-    return max(MIN_CHUNK, limit // (weight_VD.shape[0] * _accurate(weight_VD.dtype).itemsize))
+    row_bytes: int = weight_VD.shape[0] * _accurate(weight_VD.dtype).itemsize
+    return max(MIN_CHUNK, limit // row_bytes)
 
 
 def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:

@@ -26,7 +26,7 @@ from lightrft_engines.placement import cast_parameters, choose_device, choose_dt
 from lightrft_engines.schedule import learning_rate
 from lightrft_engines.stepsums import StepSums
 from lightrft_engines.tensors_io import read_tensors, write_tensors
-from lightrft_engines.world import close_world, open_world
+from lightrft_engines.world import TorchWorld, open_world
 
 FORMAT = 1
 
@@ -54,6 +54,11 @@ class SingleStrategy:
         return self._world
 
     @property
+    def is_exact(self) -> bool:
+        """Whether parameters, and with them forward passes, are fp32."""
+        return next(self.policy.parameters()).dtype in (torch.float32, torch.float64)
+
+    @property
     def policy(self) -> nn.Module:
         """The trained module, for engines that serve it in place."""
         return self._roles["policy"]
@@ -62,6 +67,11 @@ class SingleStrategy:
     def device(self) -> torch.device:
         """Where the models live."""
         return self._device
+
+    @property
+    def step_rate(self) -> float:
+        """The learning rate of the next optimizer step."""
+        return learning_rate(self._optim, self._steps_done, self._num_steps)
 
     def fill(self, batch: Batch, needs: frozenset[str]) -> None:
         """Set `old_logprobs`, `ref_logprobs`, `entropy` of the rows that train; zeros elsewhere."""
@@ -92,7 +102,7 @@ class SingleStrategy:
                 self._backward(minibatch.rows(part), objective, totals, sums)
                 self._optimizer.absorb()
         norm = self._optimizer.reduce(self._world)
-        lr = learning_rate(self._optim, self._steps_done, self._num_steps)
+        lr = self.step_rate
         is_finite = math.isfinite(norm)  # one non-finite entry makes the norm so
         if is_finite:
             self._optimizer.apply(lr, norm)
@@ -142,7 +152,8 @@ class SingleStrategy:
     def close(self) -> None:
         """Leave the process group and drop the models."""
         self._roles.clear()
-        close_world()
+        if isinstance(self._world, TorchWorld):
+            self._world.close()
 
     def _load(self, role: str) -> nn.Module:
         module: nn.Module = self._adapter.load(role)

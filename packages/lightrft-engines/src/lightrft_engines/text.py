@@ -6,6 +6,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
+from jinja2 import TemplateError
 from lightrft_core.data import Batch, Group, Prompt, Rollout
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Layout, LogProbs, Setup
@@ -65,11 +66,11 @@ class TextAdapter:
             text = "\n\n".join(message["content"] for message in prompt.messages)
             ids = list(self._tokenizer(text).input_ids)
             return tuple(ids[:-1] if len(ids) > 1 and ids[-1] in self._stop else ids)
-        messages = [dict(message) for message in prompt.messages]
-        ids = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return tuple(ids)
+        return self._templated(prompt, self._template)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Plain text; special tokens are neither added nor, where the text spells one, made."""
+        return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text, special tokens left out, nothing tidied up."""
@@ -131,6 +132,21 @@ class TextAdapter:
         """Safetensors, configs and tokenizer."""
         module.save_pretrained(path)
         self._tokenizer.save_pretrained(path)
+
+    def _templated(self, prompt: Prompt, template: str) -> tuple[int, ...]:
+        messages = [dict(message) for message in prompt.messages]
+        try:
+            ids = self._tokenizer.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            roles = ", ".join(message.get("role", "?") for message in messages)
+            raise UserError(
+                f"the chat template refuses prompt {prompt.id} with the roles {roles}: {error}.",
+                where="model.chat_template",
+                hint="Change the messages (some templates know no system role), or name another template.",
+            ) from error
+        return tuple(ids)
 
     def _abilities_of(self, module: PreTrainedModel) -> Abilities:
         if module not in self._abilities:

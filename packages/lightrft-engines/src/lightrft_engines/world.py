@@ -16,8 +16,8 @@ TIMEOUT = timedelta(minutes=30)  # a rank may spend long in a reward while the o
 class TorchWorld:
     """`protocols.World` over the default process group."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, owns_group: bool = False) -> None:
+        self._device, self._owns_group = device, owns_group
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 
@@ -44,6 +44,11 @@ class TorchWorld:
         """Wait until every rank is here."""
         dist.all_reduce(torch.zeros(1, device=self._device))
 
+    def close(self) -> None:
+        """Leave the process group, if this world made it."""
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
 
 def open_world(device: torch.device) -> World:
     """The world that torchrun (RANK, WORLD_SIZE) or an existing process group defines; alone, where neither does."""
@@ -53,16 +58,10 @@ def open_world(device: torch.device) -> World:
         return SoloWorld()
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
-    return TorchWorld(device)
+    return TorchWorld(device, owns_group=True)
 
 
 def add_over_ranks(tensor: Tensor, world: World) -> None:
     """Sum a tensor over all ranks, in place; nothing to do alone."""
     if world.size > 1:
         dist.all_reduce(tensor)
-
-
-def close_world() -> None:
-    """Leave the process group, where this process is in one."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

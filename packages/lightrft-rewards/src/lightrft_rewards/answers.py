@@ -16,7 +16,8 @@ _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
 _THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _TEX_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _WORDS = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
-_AROUND = " \t\r\n*$`.:;=~\"'"
+_BEFORE = " \t\r\n*$`:;=~\"'"
+_AFTER = _BEFORE + "."
 
 
 def after_thinking(text: str) -> str:
@@ -49,8 +50,8 @@ def parse_number(text: str) -> Fraction | None:
     """
     if len(text) > MAX_ANSWER_CHARS:
         return None
-    bare = text.strip(_AROUND).replace("−", "-").replace("\\$", "").replace("$", "").replace("\\!", "")
-    bare = bare.replace("{,}", ",").replace("\\,", "").replace("\\%", "").rstrip("%").strip(_AROUND)
+    bare = text.lstrip(_BEFORE).rstrip(_AFTER).replace("−", "-").replace("\\$", "").replace("$", "").replace("\\!", "")
+    bare = bare.replace("{,}", ",").replace("\\,", "").replace("\\%", "").rstrip("%").lstrip(_BEFORE).rstrip(_AFTER)
     if match := _TEX_FRACTION.fullmatch(bare):
         sign, above, below = match.groups()
         return _ratio(sign + above.strip(), below.strip()) if above.strip()[:1] not in ("-", "+") or not sign else None

@@ -83,11 +83,11 @@ def _load(path: str) -> Callable[..., Any]:  # Any: a stranger's function
         raise UserError(f"{file} has no function {name!r}", where="rewards[python].path") from error
     if not callable(function):
         raise UserError(f"{path} is {type(function).__name__}, not a function", where="rewards[python].path")
-    loaded: Callable[..., Any] = function
+    loaded: Callable[..., Any] = function  # Any: a stranger's function
     return loaded
 
 
-def _wanted(function: Callable[..., Any], path: str) -> tuple[str, ...] | None:
+def _wanted(function: Callable[..., Any], path: str) -> tuple[str, ...] | None:  # Any: a stranger's function
     """Names of the arguments to give; None means all that are offered. Raises `UserError` for one that is not."""
     known = {name for names in _OFFERED for name in names} | set(_OLDER)
     parameters = inspect.signature(function).parameters.values()

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
-from lightrft_rewards.answers import first_number, hash_line, last_boxed, parse_number
+from lightrft_rewards.answers import MAX_ANSWER_CHARS, first_number, hash_line, last_boxed, parse_number
 from lightrft_rewards.limits import limit_broken
-from lightrft_rewards.normal_form import normal_form, unassigned
+from lightrft_rewards.normal_form import assigned_name, normal_form, unassigned
 
 Verdict = Literal["correct", "wrong", "unparsed"]
 
@@ -42,18 +42,21 @@ class MathGrader:
         return self._known[key]
 
     def _grade(self, reference: str, answer: str) -> Verdict:
-        broken = limit_broken(answer)
-        if broken is not None and "characters" in broken:
+        if len(answer) > MAX_ANSWER_CHARS:
             return "unparsed"
         if same_form(reference, answer):
             return "correct"
+        names = assigned_name(normal_form(reference)), assigned_name(normal_form(answer))
+        if None not in names and names[0] != names[1]:
+            return "wrong"
         expected, given = _value(reference), _value(answer)
         if expected is not None and given is None:
             given = _value(_without_unit(answer))
         if expected is not None and given is not None:
             is_decimal = "." in reference.rstrip(" .") or "." in answer.rstrip(" .")
             return "correct" if _equal(expected, given, is_decimal=is_decimal) else "wrong"
-        return "unparsed" if broken is not None else self._same_value(reference, answer.replace("**", "^"))
+        latex = answer.replace("**", "^")
+        return "unparsed" if limit_broken(latex) else self._same_value(reference, latex)
 
 
 def reference_answer(reference: str) -> str:

@@ -3,9 +3,10 @@
 import math
 import re
 
-from lightrft_rewards.answers import MAX_ANSWER_CHARS, MAX_DIGITS
+from lightrft_rewards.answers import MAX_DIGITS
 
-MAX_NESTING = 64
+MAX_PARSED_CHARS = 1024
+MAX_NESTING = 12
 MAX_POWER = 100_000
 
 _DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
@@ -20,8 +21,8 @@ _POWER_TOKENS = re.compile(r"\\[a-zA-Z]+|\S")
 
 def limit_broken(answer: str) -> str | None:
     """Which limit an answer breaks, in words, or None where it may be parsed."""
-    if len(answer) > MAX_ANSWER_CHARS:
-        return f"longer than {MAX_ANSWER_CHARS} characters"
+    if len(answer) > MAX_PARSED_CHARS:
+        return f"longer than {MAX_PARSED_CHARS} characters"
     checks = (
         (_nesting(answer) > MAX_NESTING, f"nested deeper than {MAX_NESTING}"),
         (_DIGITS.search(answer) is not None, f"a number of more than {MAX_DIGITS} digits"),

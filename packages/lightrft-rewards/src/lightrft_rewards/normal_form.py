@@ -32,6 +32,12 @@ def normal_form(answer: str) -> str:
     return _SPACE.sub("", text).rstrip(".")
 
 
+def assigned_name(form: str) -> str | None:
+    """The `x` of a normal form that begins with `x=`, else None."""
+    match = _ASSIGNED.match(form)
+    return match[0].removesuffix("=").removesuffix("\\in") if match else None
+
+
 def unassigned(form: str) -> str:
     """A normal form without a leading `x=`."""
     return _ASSIGNED.sub("", form)

@@ -7,15 +7,15 @@ switched off in this process, so nothing in an answer can reach Python's `eval`.
 
 import importlib
 import re
-from typing import Any, Literal
+from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Float, Integer
+from math_verify.errors import TimeoutException
 
-Verdict = Literal["correct", "wrong", "unparsed"]
+from lightrft_rewards.grader import Verdict
 
 PARSE_SECONDS = 2
-COMPARE_SECONDS = 3
+COMPARE_SECONDS = 2
 
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)")
 _BOXED_ONLY = (LatexExtractionConfig(boxed_match_priority=0),)
@@ -41,7 +41,11 @@ def same_value(reference: str, answer: str) -> Verdict:
     given = _parsed(answer)
     if not given:
         return "unparsed"
-    return "correct" if verify(expected, given, timeout_seconds=COMPARE_SECONDS) else "wrong"
+    try:
+        is_same = verify(expected, given, timeout_seconds=COMPARE_SECONDS, raise_on_error=True)
+    except (Exception, TimeoutException):  # sympy raises whatever it likes where it cannot compare two things
+        return "unparsed"
+    return "correct" if is_same else "wrong"
 
 
 def _parsed(answer: str) -> list[Any]:  # Any: sympy expressions
@@ -55,7 +59,8 @@ def _number(text: str, **_: object) -> Any:  # Any: a sympy number
     bare = text.strip()
     if not _PLAIN_NUMBER.fullmatch(bare):
         raise SyntaxError("text is not evaluated here")
-    return Float(bare) if "." in bare else Integer(bare)
+    sympy = importlib.import_module("sympy")
+    return sympy.Float(bare) if "." in bare else sympy.Integer(bare)
 
 
 def _refuse(*_: object) -> None:

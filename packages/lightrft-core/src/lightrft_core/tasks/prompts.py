@@ -19,7 +19,7 @@ GSM8K_MARK = "####"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Where in a row things are; `explicit` are those that the user set."""
+    """Where in a row things are, and what is put around a prompt."""
 
     prompt: str = "prompt"
     images: str = "images"

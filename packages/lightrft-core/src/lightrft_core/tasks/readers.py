@@ -113,7 +113,7 @@ def _read_jsonl(file: Path) -> Rows:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parsed(file, number, line.removeprefix(b"\xef\xbb\xbf"))
+                yield _parsed(file, number, line.rstrip().removeprefix(b"\xef\xbb\xbf"))
 
 
 def _parsed(file: Path, number: int, line: bytes) -> Row | BadRow:

@@ -227,4 +227,5 @@ def _grown(buffer: Tensor, rows: int, columns: int) -> Tensor:
         return buffer
     larger = buffer.new_empty(rows, buffer.shape[1], columns, buffer.shape[3])
     larger[: len(buffer), :, : buffer.shape[2]] = buffer
+    larger[: len(buffer), :, buffer.shape[2] :] = 0
     return larger

@@ -69,7 +69,7 @@ class Decoder:
     def _reader(self, rows: Sequence[Row], num: int) -> Reader:
         if max(len(row.prompt.token_ids) + row.limit for row in rows) <= self.longest_shared:
             return SharedReader(self.module, num, max(row.limit for row in rows), self.max_prefill_tokens)
-        return PaddedReader(self.module, self.pad)
+        return PaddedReader(self.module, self.pad, self.max_prefill_tokens)
 
     def _rows(self, requests: Sequence[GenerateRequest]) -> list[Row]:
         prompts: dict[tuple[Sampling, tuple[int, ...]], SharedPrompt] = {}

@@ -69,7 +69,7 @@ def _greedy(scores_BV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nucleus_floor(scores_BV: Tensor, top_p: float) -> Tensor:
-    """A floor [B, 1] above which just the nucleus lies: a token is in it while the likelier ones have less than `top_p`.
+    """A floor [B, 1] above which just the nucleus lies: a token is in it while likelier ones have less than `top_p`.
 
     Found by bisection, in passes over the vocabulary that cost a fraction of a sort. What lies below the first low has
     less than 1 - `top_p` together, however it is spread.

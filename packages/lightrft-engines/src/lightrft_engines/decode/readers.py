@@ -12,12 +12,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lightrft_engines.attention import no_mask
 from lightrft_engines.decode.cache import KeyValueCache, PromptSlot
 from lightrft_engines.decode.plans import PrefillPlan, StepPlan
 
 TokenIds = tuple[int, ...]
+JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose whole state is keys and values
 
 
 class Reader(Protocol):
@@ -122,20 +124,30 @@ class PaddedReader:
 
     is_open = False
 
-    def __init__(self, module: nn.Module, pad: int) -> None:
-        self.module, self.pad = module, pad
+    def __init__(self, module: nn.Module, pad: int, max_prefill_tokens: int) -> None:
+        self.module, self.pad, self.max_prefill_tokens = module, pad, max_prefill_tokens
         self.device = next(module.parameters()).device
+        self.cache = DynamicCache(config=module.config)
+        self.mask_RS = torch.zeros(0, 0, dtype=torch.long, device=self.device)
 
     def read(self, prompts: Sequence[TokenIds]) -> tuple[list[PromptSlot], Tensor]:
-        """All prompts in one pass; they replace those read before."""
+        """Equally padded, in passes of at most `max_prefill_tokens`; they replace those read before."""
         longest = max(map(len, prompts))
         padded = [[self.pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
-        self.mask_RS = torch.arange(longest, device=self.device) >= longest - lengths
-        self.mask_RS = self.mask_RS.long()
-        self.cache = DynamicCache(config=self.module.config)
-        logits = self._forward(torch.tensor(padded, device=self.device), (self.mask_RS.cumsum(-1) - 1).clamp_min(0))
-        return [PromptSlot(slot, len(prompt)) for slot, prompt in enumerate(prompts)], logits
+        ids_PS = torch.tensor(padded, device=self.device)
+        lengths_P1 = torch.tensor([[len(prompt)] for prompt in prompts], device=self.device)
+        exists_PS = (torch.arange(longest, device=self.device) >= longest - lengths_P1).long()
+        empty = DynamicCache(config=self.module.config)
+        can_join = all(type(layer) in JOINABLE for layer in empty.layers)
+        num = max(1, self.max_prefill_tokens // longest) if can_join else len(prompts)
+        parts = [self._prefill(*part) for part in zip(ids_PS.split(num), exists_PS.split(num), strict=True)]
+        self.cache, self.mask_RS = _joined([cache for cache, _ in parts]), exists_PS
+        slots = [PromptSlot(slot, len(prompt)) for slot, prompt in enumerate(prompts)]
+        return slots, torch.cat([logits_PV for _, logits_PV in parts])
+
+    def _prefill(self, ids_PS: Tensor, exists_PS: Tensor) -> tuple[DynamicCache, Tensor]:
+        cache = DynamicCache(config=self.module.config)
+        return cache, self._forward(ids_PS, exists_PS, (exists_PS.cumsum(-1) - 1).clamp_min(0), cache)
 
     def join(self, prompts: Sequence[PromptSlot]) -> None:
         """Give every row its prompt's keys."""
@@ -145,24 +157,35 @@ class PaddedReader:
     def step(self, tokens_R: Tensor) -> Tensor:
         """One forward pass of all rows."""
         self.mask_RS = torch.cat((self.mask_RS, self.mask_RS.new_ones(len(tokens_R), 1)), -1)
-        return self._forward(tokens_R.unsqueeze(-1), self.mask_RS.sum(-1, keepdim=True) - 1)
+        positions_R1 = self.mask_RS.sum(-1, keepdim=True) - 1
+        return self._forward(tokens_R.unsqueeze(-1), self.mask_RS, positions_R1, self.cache)
 
     def reorder(self, order: Sequence[int], order_R: Tensor) -> None:
         """Rows that are done leave at once."""
-        self.cache.batch_select_indices(order_R)
+        self.cache.reorder_cache(order_R)
         self.mask_RS = self.mask_RS.index_select(0, order_R)
 
     def forget(self, prompt: PromptSlot) -> None:
         """Prompts live in their rows here."""
 
-    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         output = self.module(
             tokens,
-            attention_mask=self.mask_RS,
+            attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """Rows of equally long caches below each other."""
+    first, *others = caches
+    if others:
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            layers[0].keys = torch.cat([layer.keys for layer in layers])
+            layers[0].values = torch.cat([layer.values for layer in layers])
+    return first

@@ -1,0 +1,32 @@
+"""What a component requires is asked of package metadata, and concerns that component alone."""
+
+import pytest
+from lightrft_core.errors import UserError
+from lightrft_core.plugins import State
+
+KL = "@hookimpl\ndef lightrft_kls():\n    yield Component(name='plain', target='a:b', summary='A.')\n"
+
+
+def test_an_unmet_requirement_concerns_the_component_not_the_plugin(load, plugin_site, loss):
+    kl = KL
+    source = loss("heavy", more="requires=('nobody-has-this>=3',)") + kl
+    plugin_site.add("acme", source)
+    plugins = load()
+    assert {row.name: row.state for row in plugins.rows}["acme"] is State.OK
+    assert plugins.find("kl", "plain", where="here").name == "plain"
+    with pytest.raises(UserError) as caught:
+        plugins.find("loss", "heavy", where="run.yaml: loss")
+    text = str(caught.value)
+    assert "loss 'heavy' of plugin acme needs nobody-has-this>=3 (not installed)" in text
+    assert "`pip install 'nobody-has-this>=3'`" in text
+
+
+def test_a_requirement_of_another_version_says_what_is_installed(load, plugin_site, loss):
+    plugin_site.add("acme", loss("heavy", more="requires=('pluggy>=900',)"))
+    with pytest.raises(UserError, match=r"needs pluggy>=900 \(version 1\.\d+\.\d+ is installed\)"):
+        load().find("loss", "heavy", where="run.yaml: loss")
+
+
+def test_a_requirement_whose_marker_does_not_apply_is_met(load, plugin_site, loss):
+    plugin_site.add("acme", loss("light", more="requires=('nobody-has-this; python_version < \"3\"',)"))
+    assert load().find("loss", "light", where="here").name == "light"
