@@ -3,7 +3,7 @@
     uv run --group bench benchmarks/step.py --json step.json
 
 Each side runs in processes of its own, alternating, so that a busy machine disturbs both alike. Figures are medians
-over all measured steps; the first two of each process warm up. Both are on-policy with one optimizer step per rollout, in
+over all measured steps; the first two of each process warm up. Both are on-policy, one optimizer step per rollout, in
 fp32, without KL, without gradient checkpointing. Rewards are a cheap function of the token ids.
 """
 

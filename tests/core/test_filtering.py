@@ -44,5 +44,5 @@ def test_the_bound_is_kept_and_reported():
 
 
 def test_nothing_left_is_an_error_with_advice():
-    with pytest.raises(RunFailed, match=r"filters: the filters even dropped every group in 2 rounds.*sampler.group_size"):
+    with pytest.raises(RunFailed, match=r"filters: the filters even dropped every group in 2 rounds.*group_size"):
         Filters([("even", even)], 1, SoloWorld()).keep(groups("1"), lambda missing, round_: groups("3"))

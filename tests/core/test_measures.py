@@ -14,7 +14,8 @@ def rollout(reward, finish="stop", **scores):
 
 
 def test_means_are_over_scored_rollouts_only():
-    group = Group(Prompt("p", ()), (), [rollout(1.0, accuracy=1.0), rollout(0.0, accuracy=0.0), rollout(None, "length")])
+    rollouts = [rollout(1.0, accuracy=1.0), rollout(0.0, accuracy=0.0), rollout(None, "length")]
+    group = Group(Prompt("p", ()), (), rollouts)
     measured = means(rollout_pairs([group]), SoloWorld())
     assert measured["reward/mean"] == 0.5
     assert measured["accuracy"] == 0.5

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from lightrft_core.data import Sampling
 from lightrft_core.descriptors import Component
-from lightrft_core.evaluation import sample_groups
+from lightrft_core.drawing import sample_groups
 from lightrft_core.objective import Objective
 from lightrft_core.plugins import Plugins
 from lightrft_core.testing import check_component

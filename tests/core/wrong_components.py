@@ -196,9 +196,9 @@ class SameSeedSampler:
     def __init__(self, config, setup):
         self._config, self._setup = config, setup
 
-    def sample(self, engine, prompts, *, step):
+    def sample(self, engine, prompts, *, step, attempt=0):
         from lightrft_core.data import Sampling
-        from lightrft_core.evaluation import sample_groups
+        from lightrft_core.drawing import sample_groups
 
         sampling = Sampling(max_new_tokens=3, stop_token_ids=(10,))
         size = self._config.group_size

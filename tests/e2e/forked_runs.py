@@ -68,9 +68,7 @@ def facts(run_dir: Path) -> dict[str, object]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     numbers = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
     newest = max((run_dir / "checkpoints").glob("step_*"))
-    files = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(newest.rglob("*.safetensors"))
-    }
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(newest.rglob("*.safetensors"))}
     store = RolloutStore(run_dir / "rollouts.sqlite", readonly=True)
     rollouts = [(row.step, row.prompt_id, row.text, row.reward) for row in store.search(limit=100000)]
     store.close()

@@ -4,10 +4,11 @@ Prompts are split over ranks without dropping a tail; every mean is taken over a
 step, so two evaluations differ by the weights alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightrft_core.data import GenerateRequest, Group, Prompt, Rollout, Sampling, seed_for
+from lightrft_core.data import Group, Sampling
+from lightrft_core.drawing import sample_groups
 from lightrft_core.measures import means, rollout_pairs
 from lightrft_core.protocols import Engine, ModelAdapter, Task, World
 from lightrft_core.scoring import RewardSet
@@ -44,40 +45,3 @@ class Evaluator:
     def _score(self, measured: Mapping[str, float]) -> float:
         chosen = self.metric or ("accuracy" if "accuracy" in measured else "reward/mean")
         return measured.get(chosen, measured.get(f"reward/{chosen}", 0.0))
-
-
-def sample_groups(
-    engine: Engine,
-    model: ModelAdapter,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    num_samples: int,
-    *,
-    run_seed: int,
-    purpose: int | str,
-) -> list[Group]:
-    """Generate `num_samples` completions of each prompt; seeds derive from (run seed, purpose, prompt id, sibling)."""
-    seeds = [
-        tuple(seed_for(run_seed, purpose, prompt.id, index) for index in range(num_samples)) for prompt in prompts
-    ]
-    requests = [
-        GenerateRequest(prompt.id, model.render(prompt), own, sampling, prompt.media)
-        for prompt, own in zip(prompts, seeds, strict=True)
-    ]
-    groups = []
-    for prompt, request, completions in zip(prompts, requests, engine.generate(requests), strict=True):
-        rollouts = [
-            Rollout(
-                prompt_id=prompt.id,
-                index=index,
-                token_ids=completion.token_ids,
-                text=model.decode(completion.token_ids),
-                engine_logprobs=completion.logprobs,
-                finish_reason=completion.finish_reason,
-                policy_version=engine.version,
-                seed=seed,
-            )
-            for index, (completion, seed) in enumerate(zip(completions, request.seeds, strict=True))
-        ]
-        groups.append(Group(prompt, request.prompt_token_ids, rollouts))
-    return groups

@@ -129,6 +129,4 @@ def _masked_sum(values_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 def _metric_sums(metrics: Mapping[str, Tensor], mask_BT: Tensor) -> Sums:
     rows_B = mask_BT.any(-1)
-    return {
-        name: _masked_sum(values, mask_BT if values.ndim == 2 else rows_B) for name, values in metrics.items()
-    }
+    return {name: _masked_sum(values, mask_BT if values.ndim == 2 else rows_B) for name, values in metrics.items()}

@@ -132,8 +132,11 @@ class Engine(Protocol):
 class Sampler(Protocol):
     """Prompts and an engine become groups of rollouts."""
 
-    def sample(self, engine: Engine, prompts: Sequence[Prompt], *, step: int) -> list[Group]:
-        """One group per prompt, in order; seeds derive from (run seed, step, prompt id, sibling)."""
+    def sample(self, engine: Engine, prompts: Sequence[Prompt], *, step: int, attempt: int = 0) -> list[Group]:
+        """One group per prompt, in order; seeds derive from (run seed, step, prompt id, sibling).
+
+        Refills of a step count `attempt` up, so that a prompt that comes again is answered anew.
+        """
 
 
 class Reward(Protocol):

@@ -1,4 +1,4 @@
-"""Checks before the first step, on the user's own data: what must hold exactly, or the run would train on wrong numbers.
+"""Checks before the first step, on the user's own data: what must hold, or the run would train on wrong numbers.
 
 At the start of a run the policy is the one that generates, so engine and trainer must agree on every log-probability,
 the ratio is 1, nothing is clipped, and the KL to the reference is 0. A failure names the row and the token.

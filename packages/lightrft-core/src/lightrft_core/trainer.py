@@ -4,7 +4,7 @@ The step reads from top to bottom. A part that the run does not name is an empty
 its name. A stop request is honoured between phases: before training begins the step is given up and its draws undone.
 """
 
-import json
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,6 @@ from lightrft_core.protocols import (
     Engine,
     Json,
     ModelAdapter,
-    RunStatus,
     Sampler,
     Shaper,
     Stateful,
@@ -36,6 +35,7 @@ from lightrft_core.protocols import (
     World,
 )
 from lightrft_core.sections import CheckpointSection, EvaluationSection, OptimSection, RunSection
+from lightrft_core.watch import Watch
 
 if TYPE_CHECKING:
     from lightrft_core.evaluation import Evaluator
@@ -96,7 +96,7 @@ class Trainer:
         self.parts, self.plan, self.world = parts, plan, parts.strategy.world
         self.step_done = 0
         self.saved_step: int | None = None
-        self._bad_score_steps = self._skipped_updates = 0
+        self._watch = Watch(plan.run, plan.optim)
         self.evaluations: dict[int, Mapping[str, float]] = {}
 
     def run(self) -> None:
@@ -138,11 +138,11 @@ class Trainer:
         self._stop_point()
         with clock("score"):
             parts.rewards.score(groups)
-            groups, metrics = parts.filters.keep(groups, lambda missing, _: self._sample_more(missing, clock))
+            groups, metrics = parts.filters.keep(groups, lambda missing, attempt: self._refill(missing, attempt, clock))
             shaped = [shaper.apply(groups, world) for shaper in parts.shapers]
             pairs = rollout_pairs(groups)
             measured = means(pairs, world)
-            self._watch_scores(measured)
+            self._watch.scores(measured)
         self._stop_point()
         with clock("prepare"):
             batch = parts.model.collate(groups)
@@ -168,13 +168,13 @@ class Trainer:
         share = prompts[self.world.rank :: self.world.size]
         return self.parts.sampler.sample(self.parts.engine, share, step=self.step_done + 1)
 
-    def _sample_more(self, missing: int, clock: Phases) -> list[Group]:
-        """Draw and score prompts for this rank's missing groups; all ranks draw all ranks' prompts and take their own."""
+    def _refill(self, missing: int, attempt: int, clock: Phases) -> list[Group]:
+        """Fresh, scored groups for this rank; all ranks draw the prompts of all and take their own."""
         every = [int(item) for item in self.world.gather(missing)]
         start = sum(every[: self.world.rank])
         with clock("generate"):
             prompts = self.parts.task.draw(sum(every))[start : start + missing]
-            groups = self.parts.sampler.sample(self.parts.engine, prompts, step=self.step_done + 1)
+            groups = self.parts.sampler.sample(self.parts.engine, prompts, step=self.step_done + 1, attempt=attempt)
         self.parts.rewards.score(groups)
         return groups
 
@@ -201,7 +201,7 @@ class Trainer:
         stats = []
         for cut in cuts:
             stats.append(parts.strategy.step(cut, objective))
-            self._watch_updates(stats[-1])
+            self._watch.update(stats[-1], self.step_done + 1)
         return stats
 
     def sync(self) -> None:
@@ -213,7 +213,7 @@ class Trainer:
         wrong = [name for name, value in trained.items() if served.get(name) != value]
         if wrong:
             raise RunFailed(
-                f"after the sync of step {self.step_done} the engine serves other weights than were trained: {wrong[0]}",
+                f"after the sync of step {self.step_done} the engine serves other weights than trained: {wrong[0]}",
                 where="engine",
                 hint="Nothing was saved since the last checkpoint; this is a fault of the engine plugin.",
             )
@@ -246,11 +246,9 @@ class Trainer:
 
     def state(self) -> dict[str, Json]:
         """Everything beside the strategy's files that a resumed run needs, as JSON; a copy."""
-        own = {"step": self.step_done, "bad_score_steps": self._bad_score_steps, "skipped": self._skipped_updates}
         parts = {name: part.state_dict() for name, part in self._stateful().items()}
         evaluations = {str(step): dict(metrics) for step, metrics in self.evaluations.items()}
-        copied: dict[str, Json] = json.loads(json.dumps({"trainer": own, "parts": parts, "evaluations": evaluations}))
-        return copied
+        return copy.deepcopy({"step": self.step_done, "parts": parts, "evaluations": evaluations})
 
     def resume(self, state: Mapping[str, Json]) -> None:
         """Go on from a checkpoint whose files the strategy has loaded."""
@@ -259,9 +257,7 @@ class Trainer:
         self.sync()
 
     def _restore(self, state: Mapping[str, Json]) -> None:
-        own = state["trainer"]
-        self.step_done = own["step"]
-        self._bad_score_steps, self._skipped_updates = own["bad_score_steps"], own["skipped"]
+        self.step_done = state["step"]
         self.evaluations = {int(step): metrics for step, metrics in state["evaluations"].items()}
         for name, part in self._stateful().items():
             part.load_state_dict(state["parts"][name])
@@ -269,6 +265,7 @@ class Trainer:
     def _stateful(self) -> dict[str, Stateful]:
         parts = self.parts
         candidates: dict[str, object] = {"task": parts.task, "sampler": parts.sampler, "kl": parts.kl}
+        candidates["watch"] = self._watch
         candidates |= {f"shaper{index}": shaper for index, shaper in enumerate(parts.shapers)}
         candidates |= {f"callback{index}": callback for index, callback in enumerate(parts.callbacks)}
         return {name: part for name, part in candidates.items() if isinstance(part, Stateful)}
@@ -295,29 +292,6 @@ class Trainer:
         if self.parts.kl is not None:
             measured = kl if kl is not None else trained.get("train/kl", 0.0)
             self.parts.kl.observe(measured, int(self.world.sum([num_rows])[0]))
-
-    def _watch_scores(self, measured: Mapping[str, float]) -> None:
-        run = self.plan.run
-        share = measured.get("reward/unscored_fraction", 0.0)
-        self._bad_score_steps = self._bad_score_steps + 1 if share > run.max_unscored_fraction else 0
-        if self._bad_score_steps >= run.unscored_patience:
-            raise RunFailed(
-                f"{share:.0%} of the samples could not be scored, in {self._bad_score_steps} steps in a row",
-                where="rewards",
-                hint="The reasons are in the warnings above and in log.txt. Mend the reward, or raise "
-                "run.max_unscored_fraction.",
-            )
-
-    def _watch_updates(self, stats: StepStats) -> None:
-        self._skipped_updates = self._skipped_updates + 1 if stats.skipped else 0
-        if stats.skipped:
-            logger.warning("step %d: update skipped, %s", self.step_done + 1, stats.skipped)
-        if self._skipped_updates >= self.plan.optim.max_skipped_steps:
-            raise RunFailed(
-                f"{self._skipped_updates} optimizer steps in a row were skipped: {stats.skipped}",
-                where="optim",
-                hint="Lower optim.lr or optim.max_grad_norm, or check the reward's scale. The last checkpoint is intact.",
-            )
 
     def _stop_point(self) -> None:
         """Agree over all ranks whether to stop here."""

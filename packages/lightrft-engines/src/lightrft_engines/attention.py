@@ -51,5 +51,5 @@ def register_attention() -> str:
 
 
 def no_mask(device: torch.device) -> Tensor:
-    """An attention mask that makes transformers build none: 4-D masks are handed on as they are, and plans ignore it."""
+    """A mask that makes transformers build none: 4-D masks are handed on as they are, and plans ignore it."""
     return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)

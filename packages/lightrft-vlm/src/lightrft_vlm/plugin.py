@@ -1,4 +1,4 @@
-"""What this package offers. It holds no adapter yet: a run on a vision or audio model is refused with a plain message."""
+"""What this package offers. It holds no adapter yet: prompts with media are refused with a plain message."""
 
 from collections.abc import Iterable
 

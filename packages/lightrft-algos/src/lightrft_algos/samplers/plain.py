@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lightrft_core.data import Group, Prompt, Sampling
-from lightrft_core.evaluation import sample_groups
+from lightrft_core.drawing import sample_groups
 from lightrft_core.protocols import Engine, Setup
 from lightrft_core.sections import SamplerSection
 
@@ -18,8 +18,8 @@ class PlainSampler:
     def __init__(self, config: PlainConfig, setup: Setup) -> None:
         self._config, self._setup = config, setup
 
-    def sample(self, engine: Engine, prompts: Sequence[Prompt], *, step: int) -> list[Group]:
-        """One group per prompt, in order."""
+    def sample(self, engine: Engine, prompts: Sequence[Prompt], *, step: int, attempt: int = 0) -> list[Group]:
+        """One group per prompt, in order; a refill (`attempt` above 0) draws anew."""
         config, model = self._config, self._setup.require_model()
         sampling = Sampling(
             max_new_tokens=config.max_new_tokens,
@@ -30,5 +30,5 @@ class PlainSampler:
             stop=config.stop,
             stop_token_ids=model.stop_token_ids,
         )
-        seed = self._setup.run.seed
-        return sample_groups(engine, model, prompts, sampling, config.group_size, run_seed=seed, purpose=step)
+        seed, purpose = self._setup.run.seed, f"{step}+{attempt}" if attempt else step
+        return sample_groups(engine, model, prompts, sampling, config.group_size, run_seed=seed, purpose=purpose)

@@ -1,4 +1,4 @@
-"""`lightrft doctor`: what this machine and environment are, ready to paste into a question; exit 3 where they cannot train."""
+"""`lightrft doctor`: what this machine and environment are, ready to paste; exit 3 where they cannot train."""
 
 import json
 import os

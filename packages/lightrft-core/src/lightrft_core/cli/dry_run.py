@@ -38,7 +38,7 @@ def _formula(run_file: "RunFile") -> str:
 
 
 def _show_row(console: "object", model: "ModelAdapter", rewards: "RewardSet", prompt: Prompt) -> None:
-    """One row: the prompt's tokens dim, a completion that repeats the reference bold (those tokens train), its scores."""
+    """One row: the prompt's tokens dim, a completion that is the reference in green (it would train), its scores."""
     from rich.console import Console
     from rich.text import Text
 

@@ -26,7 +26,7 @@ def evaluate(
     sets: Annotated[list[str] | None, typer.Option("--set", help="Override one key: evaluation.num_samples=4")] = None,
     step: Annotated[int | None, typer.Option("--step", help="Checkpoint of this step; by default the newest.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print metrics as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write every scored answer to this JSON lines file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write every scored answer here, as JSON lines.")] = None,
 ) -> None:
     """A run's folder evaluates its checkpoint; a run file or recipe evaluates the model it starts from."""
     from lightrft_core import launch

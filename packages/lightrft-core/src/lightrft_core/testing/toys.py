@@ -151,7 +151,7 @@ def toy_setup(
 def toy_groups(setup: Setup, *, num_prompts: int = 4, step: int = 1) -> list[Group]:
     """Scored groups that the toy engine generated."""
     from lightrft_core.data import Sampling
-    from lightrft_core.evaluation import sample_groups
+    from lightrft_core.drawing import sample_groups
 
     model, sampler = setup.require_model(), setup.sampler
     sampling = Sampling(max_new_tokens=sampler.max_new_tokens, stop_token_ids=model.stop_token_ids)
