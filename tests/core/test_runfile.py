@@ -452,3 +452,8 @@ def test_resolving_itself_takes_a_fraction_of_a_second(run_folder, plugins):
     started = time.process_time()
     load_run_file(Path("run.yaml"), [], plugins)
     assert time.process_time() - started < 0.5
+
+
+def test_a_files_key_that_the_command_line_overrules_is_no_mistake(load_run):
+    run_file = load_run(MINIMAL + "run: {episodes: 2}\n", sets=["run.steps=3"])
+    assert run_file.run.steps == 3

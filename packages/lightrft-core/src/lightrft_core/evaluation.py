@@ -38,10 +38,14 @@ class Evaluator:
         )
         self.rewards.score(groups)
         measured = means(rollout_pairs(groups), self.world)
-        named = {"eval/" + name.removeprefix("reward/").replace("mean", "reward"): v for name, v in measured.items()}
+        named = {_name(name): value for name, value in measured.items() if not name.startswith("group/")}
         named["eval/num_scored"] = self.world.sum([sum(len(group.rewards()) for group in groups)])[0]
         return {"eval/score": self._score(measured), **named}, groups
 
     def _score(self, measured: Mapping[str, float]) -> float:
         chosen = self.metric or ("accuracy" if "accuracy" in measured else "reward/mean")
         return measured.get(chosen, measured.get(f"reward/{chosen}", 0.0))
+
+
+def _name(name: str) -> str:
+    return "eval/reward" if name == "reward/mean" else f"eval/{name.removeprefix('reward/')}"

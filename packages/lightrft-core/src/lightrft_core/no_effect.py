@@ -11,9 +11,10 @@ Get = Callable[[str], Any]  # Any: the value of a dotted key, of any type
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`keys` do nothing where `holds`; `reason` completes "has no effect: ..."."""
+    """`keys` do nothing where `holds`, which depends on `cause`; `reason` completes "has no effect: ..."."""
 
     keys: tuple[str, ...]
+    cause: str
     holds: Callable[[Get], bool]
     reason: str
 
@@ -21,54 +22,75 @@ class Rule:
 RULES = (
     Rule(
         ("loss.token_budget",),
+        "loss.aggregation",
         lambda get: get("loss.aggregation") != "seq_mean_token_sum_norm",
         "only loss.aggregation seq_mean_token_sum_norm divides by it.",
     ),
-    Rule(("kl.horizon",), lambda get: get("kl.target") is None, "the weight is steered only where kl.target is set."),
+    Rule(
+        ("kl.horizon",),
+        "kl.target",
+        lambda get: get("kl.target") is None,
+        "the weight is steered only where kl.target is set.",
+    ),
     Rule(
         ("optim.min_lr_ratio",),
+        "optim.schedule",
         lambda get: get("optim.schedule") == "constant",
         "optim.schedule is constant. Did you mean schedule 'cosine_with_min_lr'?",
     ),
     Rule(
         ("optim.warmup_ratio",),
+        "optim.warmup_steps",
         lambda get: get("optim.warmup_steps") is not None,
         "optim.warmup_steps is set. Give one of the two.",
     ),
-    Rule(("run.episodes",), lambda get: get("run.steps") is not None, "run.steps is set. Give one of the two."),
+    Rule(
+        ("run.episodes",),
+        "run.steps",
+        lambda get: get("run.steps") is not None,
+        "run.steps is set. Give one of the two.",
+    ),
     Rule(
         tuple(f"evaluation.{name}" for name in EvaluationSection.model_fields),
+        "evaluation.task",
         lambda get: not get("evaluation.task"),
         "there is no evaluation.task. Add one: `task: {path: test.jsonl}`, or the flag --eval_data.",
     ),
     Rule(
         ("evaluation.top_p",),
+        "evaluation.temperature",
         lambda get: get("evaluation.temperature") == 0,
         "evaluation.temperature is 0, which is greedy.",
     ),
     Rule(
         ("evaluation.num_samples",),
+        "evaluation.temperature",
         lambda get: get("evaluation.temperature") == 0 and get("evaluation.num_samples") > 1,
         "evaluation.temperature is 0, so all samples of a prompt would be the same. Set it above 0.",
     ),
     Rule(
-        ("sampler.max_refill_rounds",), lambda get: not get("filters"), "there are no filters that could drop a group."
+        ("sampler.max_refill_rounds",),
+        "filters",
+        lambda get: not get("filters"),
+        "there are no filters that could drop a group.",
     ),
     Rule(
         ("selftest.rollouts", "selftest.tolerance"),
+        "selftest.enabled",
         lambda get: not get("selftest.enabled"),
         "selftest.enabled is false.",
     ),
     Rule(
         ("run.unscored_patience",),
+        "run.max_unscored_fraction",
         lambda get: get("run.max_unscored_fraction") == 1,
         "run.max_unscored_fraction is 1, so the run never stops for it.",
     ),
 )
 
 
-def keys_without_effect(sections: Mapping[str, Section], present: Mapping[str, bool]) -> dict[str, str]:
-    """Dotted key -> reason, for the sections that are there; `present` says which lists and tasks the run has."""
+def keys_without_effect(sections: Mapping[str, Section], present: Mapping[str, bool]) -> dict[str, Rule]:
+    """Dotted key -> its rule, for the sections that are there; `present` says which lists and tasks the run has."""
 
     def get(key: str) -> Any:  # Any: as in Get
         if key in present:
@@ -76,8 +98,8 @@ def keys_without_effect(sections: Mapping[str, Section], present: Mapping[str, b
         section, _, name = key.partition(".")
         return sections[section].__dict__.get(name)
 
-    found: dict[str, str] = {}
+    found: dict[str, Rule] = {}
     for rule in RULES:
         if rule.keys[0].partition(".")[0] in sections and rule.holds(get):
-            found |= {key: rule.reason for key in rule.keys if key not in found}
+            found |= {key: rule for key in rule.keys if key not in found}
     return found

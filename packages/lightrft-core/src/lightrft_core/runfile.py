@@ -196,12 +196,19 @@ def _refuse_no_effect(resolver: Resolver) -> None:
         and (task := evaluation.child("task")) is not None
         and task.value is not None,
     }
-    for key, reason in keys_without_effect({**resolver.core, **singles}, present).items():
-        section, _, name = key.partition(".")
-        node = resolver.tree.fields().get(section)
-        child = node.child(name) if node is not None else None
-        if child is not None and child.origin.layer in ("file", "command"):
-            resolver.report.add(key, child.key_origin, f"has no effect: {reason}")
+    for key, rule in keys_without_effect({**resolver.core, **singles}, present).items():
+        child, cause = _node_at(resolver.tree, key), _node_at(resolver.tree, rule.cause)
+        is_overruled = cause is not None and cause.origin.layer == "command"
+        if child is None or (child.origin.layer == "file" and is_overruled):
+            continue  # what a file says for another case than the command line's is no mistake
+        if child.origin.layer in ("file", "command"):
+            resolver.report.add(key, child.key_origin, f"has no effect: {rule.reason}")
+
+
+def _node_at(tree: Node, key: str) -> Node | None:
+    section, _, name = key.partition(".")
+    node = tree.fields().get(section)
+    return node.child(name) if node is not None and name else node
 
 
 def _position(problem: UserError) -> tuple[int, int, int]:

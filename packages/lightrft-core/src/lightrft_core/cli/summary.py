@@ -38,7 +38,11 @@ def _metrics_table(first: int, last: int, before: Mapping[str, float], after: Ma
     table = Table(title="held-out evaluation", title_justify="left")
     for heading in ("metric", f"step {first}", f"step {last}", "change"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    for name in sorted(before.keys() & after.keys()):
+    shown: set[tuple[float, float]] = set()
+    for name in sorted(before.keys() & after.keys(), key=lambda name: (name != "eval/score", name)):
+        if (before[name], after[name]) in shown or before[name] == after[name]:
+            continue  # often several names for one figure, or nothing to tell
+        shown.add((before[name], after[name]))
         change = after[name] - before[name]
         table.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{change:+.3f}")
     return table
