@@ -9,9 +9,9 @@ from pathlib import Path
 from lightrft_core import launch, manifest
 from lightrft_core.assembly import Core, build_core, build_selftest, build_trainer
 from lightrft_core.checkpoints import Checkpoint, Checkpoints
+from lightrft_core.curves import Curves
 from lightrft_core.data import Group
 from lightrft_core.errors import ExitCode, LightRFTError, StoppedEarly, UserError
-from lightrft_core.plots import plot_run
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import RunStatus
 from lightrft_core.rundir import RunDir, truncate_metrics
@@ -46,10 +46,11 @@ class Session:
                 core.rewards.check(trainer.parts.task.everything())
                 if launch.rank() == 0:
                     self._describe(core)
+                    curves = Curves(self.run_dir, self.run_file.plots.every)
+                    trainer.parts.callbacks = [*trainer.parts.callbacks, curves]
                 with _told(trainer):
                     self._start(core, trainer, resume)
                     trainer.run()
-                self._plot()
                 return trainer
             finally:
                 core.close()
@@ -97,14 +98,6 @@ class Session:
             for rollout in group.rollouts:
                 rollout.reward = rollout.shaped_reward = 0.0
         return groups
-
-    def _plot(self) -> None:
-        if launch.rank() == 0:
-            logger.info("done")
-            try:
-                plot_run(self.run_dir)
-            except LightRFTError as error:
-                logger.warning("no plot: %s", error)
 
     @contextmanager
     def _status(self) -> Iterator[None]:
