@@ -23,6 +23,8 @@ class RunSection(Section):
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder; by default the run file's name, date and time."""
+    about: str | None = None
+    """A sentence about the run, printed when it begins."""
     dir: str = "runs"
     """Folder that holds the runs."""
     seed: int = Field(default=42, ge=0)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lightrft_core.assembly import rehearse
+from lightrft_core.cli.banner import banner
 from lightrft_core.data import Group, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def show(run_file: "RunFile", plugins: "Plugins") -> None:
 
     console = Console(highlight=False)
     parts = rehearse(run_file, plugins)
-    console.print(f"algorithm  {run_file.algorithm or 'own sections'}: {_formula(run_file)}", markup=False)
-    console.print(f"batch      {parts.batch.describe()}", markup=False)
+    for line in banner(run_file, plugins, parts.batch):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"steps      {parts.num_steps} over {len(parts.task)} prompts", markup=False)
     try:
         for prompt in parts.task.everything()[:NUM_ROWS]:
@@ -28,13 +29,6 @@ def show(run_file: "RunFile", plugins: "Plugins") -> None:
     finally:
         parts.rewards.close()
     console.print("dry run: everything was checked, nothing was trained.")
-
-
-def _formula(run_file: "RunFile") -> str:
-    names = [f"advantage {run_file.advantage.name}", f"loss {run_file.loss.name}"]
-    names += [f"kl {run_file.kl.name}"] if run_file.kl is not None else ["no KL"]
-    names += [f"filter {item.name}" for item in run_file.filters] + [f"shaper {item.name}" for item in run_file.shapers]
-    return " + ".join(names)
 
 
 def _show_row(console: "object", model: "ModelAdapter", rewards: "RewardSet", prompt: Prompt) -> None:

@@ -47,23 +47,24 @@ def train(
 
     extra = list(words or [])
     run = extra.pop(0) if extra and not extra[0].startswith("-") else None
-    run_dir, run_file, plugins = _prepare(run, sets or [], extra, resume, make=not dry_run)
+    num = launch.world_size() if launch.is_launched() else processes or launch.num_gpus() or 1
+    run_dir, run_file, plugins = _prepare(run, sets or [], extra, resume, ranks=num, make=not dry_run)
     if dry_run:
         from lightrft_core.cli.dry_run import show
 
         show(run_file, plugins)
         return
-    num = processes or launch.num_gpus() or 1
     if num > 1 and not launch.is_launched():
         raise typer.Exit(_under_torchrun(num, run_dir, sets or [], extra))
     _train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
 
 
 def _prepare(
-    run: str | None, sets: Sequence[str], extra: Sequence[str], resume: str | None, *, make: bool
+    run: str | None, sets: Sequence[str], extra: Sequence[str], resume: str | None, *, ranks: int, make: bool
 ) -> "tuple[RunDir, RunFile, Plugins]":
     """Resolve the run file; make its folder, or open the one that is resumed."""
     from lightrft_core import launch
+    from lightrft_core.batch_rule import check_batch
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
     from lightrft_core.rundir import RunDir, default_name
@@ -75,6 +76,7 @@ def _prepare(
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
         return run_dir, run_file, plugins
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
+    check_batch(run_file, ranks)
     name = run_file.run.name or default_name(Path(run or "run").name, datetime.now())
     path = Path(run_file.run.dir) / name
     if not make or launch.rank() != 0:
@@ -95,6 +97,8 @@ def _under_torchrun(num: int, run_dir: "RunDir", sets: Sequence[str], extra: Seq
 
 def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, is_resumed: bool) -> None:
     from lightrft_core import launch
+    from lightrft_core.batch_rule import check_batch
+    from lightrft_core.cli.banner import banner
     from lightrft_core.cli.summary import print_summary
     from lightrft_core.errors import StoppedEarly
     from lightrft_core.session import Session
@@ -104,7 +108,9 @@ def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, i
             print(line, file=sys.stderr, flush=True)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # busy waiting on a shared machine costs up to five times
-    say(f"run {run_dir.path}")
+    say(f"run        {run_dir.path}")
+    for line in banner(run_file, plugins, check_batch(run_file, launch.world_size())):
+        say(line)
     try:
         trainer: Trainer = Session(run_file, plugins, run_dir, say).train(resume=is_resumed)
     except StoppedEarly as stop:
