@@ -25,25 +25,37 @@ def quickstart_model() -> Path:
     return RECIPES / "quickstart-model"
 
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def lightrft_in() -> Callable[[Path], Run]:
+    """Makes a `lightrft` that works in a given folder, for fixtures that many tests share."""
+
+    def work_in(folder: Path) -> Run:
+        def run(
+            *words: str | Path, env: dict[str, str] | None = None, timeout: float = 300
+        ) -> subprocess.CompletedProcess[str]:
+            command: Sequence[str | Path] = [sys.executable, "-m", "lightrft_core.cli.main", *words]
+            return subprocess.run(
+                command,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **(env or {})},
+                timeout=timeout,
+                check=False,
+            )
+
+        return run
+
+    return work_in
+
+
 @pytest.fixture
-def lightrft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def lightrft(tmp_path: Path, lightrft_in: Callable[[Path], Run]) -> Run:
     """Runs the command line in a subprocess, in an empty folder, as a user would."""
-
-    def run(
-        *words: str | Path, env: dict[str, str] | None = None, timeout: float = 300
-    ) -> subprocess.CompletedProcess[str]:
-        command: Sequence[str | Path] = [sys.executable, "-m", "lightrft_core.cli.main", *words]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **(env or {})},
-            timeout=timeout,
-            check=False,
-        )
-
-    return run
+    return lightrft_in(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

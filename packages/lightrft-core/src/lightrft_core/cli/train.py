@@ -55,7 +55,7 @@ def train(
         show(run_file, plugins)
         return
     if num > 1 and not launch.is_launched():
-        raise typer.Exit(_under_torchrun(num, run_dir, sets or [], extra))
+        raise typer.Exit(_under_torchrun(num, run_dir))
     _train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
 
 
@@ -74,6 +74,9 @@ def _prepare(
             raise UserError(f"--resume {resume} takes its run file from the run's folder", hint=f"Leave out {run!r}.")
         run_dir = RunDir.find(resume)
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
+        check_batch(run_file, ranks)
+        if make and launch.rank() == 0 and (sets or extra):
+            run_dir.write_run_file(run_file.to_yaml())  # what was changed holds for the next resume too
         return run_dir, run_file, plugins
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
     check_batch(run_file, ranks)
@@ -86,7 +89,7 @@ def _prepare(
     return run_dir, run_file, plugins
 
 
-def _under_torchrun(num: int, run_dir: "RunDir", sets: Sequence[str], extra: Sequence[str]) -> int:
+def _under_torchrun(num: int, run_dir: "RunDir") -> int:
     """The folder exists by now, so the ranks resume it: with no checkpoint yet that is a start."""
     from lightrft_core import launch
 
