@@ -44,14 +44,25 @@ def test_rows_pick_tensors_and_tuples_alike():
     assert picked.advantages_BT is None
 
 
-def test_minibatches_hold_every_row_once_an_epoch_and_keep_groups_together():
-    batch = batch_of("aabbccdd")
-    parts = list(batch.minibatches(2, epochs=2, seed=3))
-    assert [len(part) for part in parts] == [4, 4, 4, 4]
-    for epoch in (parts[:2], parts[2:]):
-        assert sorted(value for part in epoch for value in part.rewards_B.tolist()) == list(range(8))
-        assert all(part.prompt_ids[0] == part.prompt_ids[1] for part in epoch)
-    assert [part.prompt_ids for part in parts] == [part.prompt_ids for part in batch.minibatches(2, 2, 3)]
+def test_minibatches_hold_every_row_once_an_epoch_in_the_order_drawn():
+    parts = list(batch_of("aabbccdd").minibatches(2, epochs=2, seed=3))
+    assert [part.rewards_B.tolist() for part in parts[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert sorted(value for part in parts[2:] for value in part.rewards_B.tolist()) == list(range(8))
+
+
+def test_later_epochs_change_the_order_of_the_parts():
+    orders = {
+        tuple(part.rewards_B[0].item() for part in batch_of("abcdef").minibatches(3, epochs=2, seed=seed))[3:]
+        for seed in range(20)
+    }
+    assert len(orders) > 1
+
+
+def test_the_cuts_of_two_ranks_together_are_the_cut_of_one():
+    prompts = "abcdefgh"
+    one = [set(part.prompt_ids) for part in batch_of(prompts).minibatches(2, 1, 0)]
+    ranks = [[set(part.prompt_ids) for part in batch_of(prompts[rank::2]).minibatches(2, 1, 0)] for rank in (0, 1)]
+    assert one == [ranks[0][part] | ranks[1][part] for part in (0, 1)]
 
 
 def test_one_minibatch_keeps_the_order():

@@ -1,28 +1,41 @@
-"""Runs of one run file in forked children that are killed at random moments and resumed, against an undisturbed one.
+"""Runs of one run file in forked children that are killed at random moments and resumed, and one left undisturbed.
 
-Everything heavy is imported once; each attempt is a fork, so twenty kills cost seconds. Prints one JSON object:
-what was killed when, and the differences between the two runs (none, if resuming is exact).
+Everything heavy is imported once and each attempt is a fork, so twenty kills cost seconds. Killed runs are resumed until
+they are done; then the next is begun, until there were enough kills. Prints what was killed when, as JSON.
+
+    python forked_runs.py RUN.yaml FOLDER NUM_KILLS SEED
 """
 
-import hashlib
 import json
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 from lightrft_core.command_line import resolve_command_line
 from lightrft_core.rundir import RunDir
 from lightrft_core.session import Session
+from lightrft_engines import embedded, single, text  # noqa: F401
 
-TIMES = ("seconds", "throughput/tokens_per_s", "time")
+LONGEST_SAVE = 0.03
 
 
-def attempt(source: str, run_dir: Path) -> int:
-    """Fork a child that trains (or resumes) and exits; returns its pid."""
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so long after the start, or so long after a checkpoint is seen being written."""
+
+    is_in_save: bool
+    delay: float
+
+
+def start(source: str, run_dir: Path) -> int:
+    """Fork a child that trains, or resumes what is there; returns its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -40,68 +53,57 @@ def attempt(source: str, run_dir: Path) -> int:
         os._exit(code)
 
 
-def wait(pid: int, kill_after: float | None, saving_in: Path | None) -> tuple[bool, str]:
-    """Wait for the child; kill -9 after a while, or as soon as it is seen writing a checkpoint."""
-    start = time.monotonic()
+def finish(pid: int) -> None:
+    """Wait until the child is done by itself."""
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise SystemExit(f"a run ended with status {os.waitstatus_to_exitcode(status)}")
+
+
+def kill(pid: int, moment: Moment, checkpoints: Path) -> str | None:
+    """Kill -9 at the moment; returns what it hit, or None where the child was done before."""
+    due = None if moment.is_in_save else time.monotonic() + moment.delay
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
+        if done and status:
+            raise SystemExit(f"a run ended with status {os.waitstatus_to_exitcode(status)}")
         if done:
-            return os.waitstatus_to_exitcode(status) == 0, "finished"
-        elapsed = time.monotonic() - start
-        if saving_in is not None and any(saving_in.glob("tmp*")):
-            return kill(pid, "while saving")
-        if kill_after is not None and elapsed > kill_after:
-            return kill(pid, f"after {elapsed:.2f} s")
-        time.sleep(0.0005)
-
-
-def kill(pid: int, when: str) -> tuple[bool, str]:
+            return None
+        if due is None and any(checkpoints.glob("tmp_*")):
+            due = time.monotonic() + moment.delay
+        if due is not None and time.monotonic() >= due:
+            break
+        time.sleep(0.0002)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return False, when
+    return "a save" if any(checkpoints.glob("*tmp_*")) else "a step"
 
 
-def facts(run_dir: Path) -> dict[str, object]:
-    """What must be equal: every logged number but times, every checkpoint tensor, every stored rollout."""
-    from lightrft_core.store import RolloutStore
-
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    numbers = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-    newest = max((run_dir / "checkpoints").glob("step_*"))
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(newest.rglob("*.safetensors"))}
-    store = RolloutStore(run_dir / "rollouts.sqlite", readonly=True)
-    rollouts = [(row.step, row.prompt_id, row.text, row.reward) for row in store.search(limit=100000)]
-    store.close()
-    return {"metrics": numbers, "files": files, "rollouts": sorted(rollouts)}
+def moments(draw: random.Random, whole: float) -> Iterator[Moment]:
+    """Now somewhere in the run, now within the writing of a checkpoint."""
+    while True:
+        yield Moment(False, draw.uniform(0.0, whole))
+        yield Moment(True, draw.uniform(0.0, LONGEST_SAVE))
 
 
 def main() -> None:
+    """Run the undisturbed run, then the others."""
     source, out, num_kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    draw = random.Random(seed)
-    start = time.monotonic()
-    ok, _ = wait(attempt(source, out / "undisturbed"), None, None)
-    if not ok:
-        raise SystemExit("the undisturbed run failed")
-    whole = time.monotonic() - start
+    begin = time.monotonic()
+    finish(start(source, out / "undisturbed"))
+    plan = moments(random.Random(seed), time.monotonic() - begin)
     kills: list[str] = []
-    disturbed = out / "disturbed"
-    is_done = False
-    for number in range(400):
-        if is_done and len(kills) >= num_kills:
-            break
-        if is_done:
-            disturbed = out / f"disturbed{number}"
-        wants_kill = len(kills) < num_kills
-        saving = disturbed / "checkpoints" if wants_kill and number % 2 else None
-        delay = draw.uniform(0.05, whole * 0.6) if wants_kill else None
-        is_done, when = wait(attempt(source, disturbed), delay, saving)
-        if when != "finished":
-            kills.append(when)
-    expected = facts(out / "undisturbed")
-    runs = sorted(path for path in out.glob("disturbed*"))
-    differing = {run.name: [key for key, value in facts(run).items() if value != expected[key]] for run in runs}
-    print(json.dumps({"kills": kills, "differing": differing, "num_steps": len(expected["metrics"])}))
+    number = 0
+    while len(kills) < num_kills:
+        run = out / f"disturbed{number}"
+        hit = kill(start(source, run), next(plan), run / "checkpoints")
+        if hit is None:
+            number += 1
+        else:
+            kills.append(hit)
+    finish(start(source, out / f"disturbed{number}"))
+    print(json.dumps(kills))
 
 
 if __name__ == "__main__":

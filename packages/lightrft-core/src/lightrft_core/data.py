@@ -197,19 +197,15 @@ class Batch:
         return replace(self, **{item.name: pick(getattr(self, item.name)) for item in fields(self)})
 
     def minibatches(self, num: int, epochs: int, seed: int) -> Iterator["Batch"]:
-        """Cut into `num` parts per epoch, as even as rows allow; groups are shuffled by `seed` and stay together."""
-        for epoch in range(epochs):
-            order = self._shuffled(seed + epoch) if num * epochs > 1 else list(range(len(self)))
-            for part in range(num):
-                start, end = part * len(order) // num, (part + 1) * len(order) // num
-                yield self.rows(order[start:end])
+        """Cut into `num` parts as even as rows allow, in the order drawn; later epochs visit them in another order.
 
-    def _shuffled(self, seed: int) -> list[int]:
-        by_prompt: dict[str, list[int]] = {}
-        for row, prompt_id in enumerate(self.prompt_ids):
-            by_prompt.setdefault(prompt_id, []).append(row)
-        ranked = sorted(by_prompt, key=lambda prompt_id: hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest())
-        return [row for prompt_id in ranked for row in by_prompt[prompt_id]]
+        Tasks shuffle already. Ranks hold every n-th prompt, so the same cut on each of them is the cut of one rank.
+        """
+        cuts = [range(part * len(self) // num, (part + 1) * len(self) // num) for part in range(num)]
+        for epoch in range(epochs):
+            for cut in cuts:
+                yield self.rows(cut)
+            cuts = sorted(cuts, key=lambda cut: seed_for(seed, epoch, cut.start))
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,15 +38,16 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    runs: Annotated[Path, typer.Option("--dir", help="Where runs would be written.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where runs would be written.")] = Path("runs"),
 ) -> None:
     """Look, without changing anything."""
     lines = [*_python(), *_packages(), *_devices(), *_machine(runs), *_plugins()]
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=2))
     else:
+        width = max(len(line.what) for line in lines)
         for line in lines:
-            print(f"{line.state:<5} {line.what:<14} {line.detail}")
+            print(f"{line.state:<5} {line.what:<{width}} {line.detail}")
     if any(line.state == "fail" for line in lines):
         raise typer.Exit(int(ExitCode.UNFIT))
 

@@ -38,6 +38,7 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
     completing = any(name.endswith("_COMPLETE") for name in os.environ)
@@ -52,12 +53,19 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
     return app
 
 
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(is_asked: bool) -> None:
+    """Before a command is asked for: `lightrft --version` has none."""
+    if is_asked:
         print(f"lightrft {__version__}")
         raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """The options of `lightrft` itself."""
 
 
 def _elsewhere() -> None:

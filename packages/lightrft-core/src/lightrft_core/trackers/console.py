@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
+_GAP: Final = 2  # columns between the cells of a line
 _LOSS_NOTE: Final = (
     "note: policy_loss stays near 0 and need not fall: on-policy every ratio is 1 and the advantages of a group add up "
     "to 0, so only its gradient counts; what is left comes from unequal lengths. Watch reward and accuracy."
@@ -130,7 +131,7 @@ def display(
     figures = Text("  ").join(
         Text.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in health(report.metrics)
     )
-    parts: list[RenderableType] = [_progress(report.step, course), figures, _phases(report.seconds)]
+    parts: list[RenderableType] = [_progress(report.step, course, console.width), figures, _phases(report.seconds)]
     for name, rollout in samples:
         score = "-" if rollout.reward is None else fixed(rollout.reward)
         text = one_line(rollout.text, max(console.width - len(name) - len(score) - 4, 20))
@@ -145,18 +146,22 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BARS[min(int((value - low) / span * len(_BARS)), len(_BARS) - 1)] for value in values)
 
 
-def _progress(step: int, course: Course) -> "Table":
+def _progress(step: int, course: Course, width: int) -> "Table":
+    """One line: the curve shows as many of the last rewards as there is room for."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     left = course.seconds_left(step)
-    row = Table.grid(padding=(0, 2))
-    cells: list[RenderableType] = [Text(f"step {step}/{course.num_steps or '?'}", style="bold")]
+    bar = min(30, width // 4)
+    texts = [f"step {step}/{course.num_steps or '?'}", f"eta {duration(left)}" if left is not None else "", "reward "]
+    room = width - bar - sum(map(len, texts)) - _GAP * len(texts)
+    row = Table.grid(padding=(0, _GAP, 0, 0))
+    cells: list[RenderableType] = [Text(texts[0], style="bold")]
     if course.num_steps:
-        cells.append(ProgressBar(total=course.num_steps, completed=step, width=30))
-    cells.append(Text(f"eta {duration(left)}" if left is not None else ""))
-    cells.append(Text.assemble(("reward ", "dim"), sparkline(course.rewards)))
+        cells.append(ProgressBar(total=course.num_steps, completed=step, width=bar))
+    cells.append(Text(texts[1]))
+    cells.append(Text.assemble((texts[2], "dim"), sparkline(list(course.rewards)[-room:] if room > 0 else [])))
     row.add_row(*cells)
     return row
 
