@@ -1,7 +1,7 @@
 """Filters refill what they drop, within their bound, and say so."""
 
 import pytest
-from lightrft_core.data import Group, Prompt
+from lightrft_core.data import Group, Prompt, Rollout
 from lightrft_core.errors import RunFailed
 from lightrft_core.filtering import Filters
 from lightrft_core.protocols import SoloWorld
@@ -46,3 +46,10 @@ def test_the_bound_is_kept_and_reported():
 def test_nothing_left_is_an_error_with_advice():
     with pytest.raises(RunFailed, match=r"filters: the filters even dropped every group in 2 rounds.*group_size"):
         Filters([("even", even)], 1, SoloWorld()).keep(groups("1"), lambda missing, round_: groups("3"))
+
+
+def test_groups_in_which_nothing_was_scored_are_told_apart_from_dull_ones():
+    scored = groups("1")[0]
+    scored.rollouts.append(Rollout("1", 0, (1,), "x", (-0.1,), "stop", 0, reward=1.0))
+    with pytest.raises(RunFailed, match=r"dropped every group in 1 rounds of sampling; in 2 of them nothing could be"):
+        Filters([("even", even)], 0, SoloWorld()).keep([scored, *groups("3", "5")], lambda missing, round_: [])

@@ -10,7 +10,7 @@ from lightrft_core.data import Batch, LossInputs, LossOutput
 from lightrft_core.errors import EnvironmentUnfit, UserError
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import Setup
-from lightrft_core.sections import OptimSection
+from lightrft_core.sections import OptimSection, RunSection
 from lightrft_engines.config import SingleConfig, TextConfig
 from lightrft_engines.single import SingleStrategy
 from lightrft_engines.text import TextAdapter
@@ -335,3 +335,12 @@ def test_a_gpu_that_is_not_there_is_an_unfit_environment(build):
         pytest.skip("there is a GPU")
     with pytest.raises(EnvironmentUnfit, match=r"strategy\.device: device cuda"):
         build(device="cuda")
+
+
+def test_torch_draws_from_the_runs_seed(build):
+    build(setup={"run": RunSection(seed=3)})
+    first = torch.rand(4)
+    build(setup={"run": RunSection(seed=3)})
+    assert torch.equal(torch.rand(4), first)
+    build(setup={"run": RunSection(seed=4)})
+    assert not torch.equal(torch.rand(4), first)

@@ -24,6 +24,7 @@ def lightrft_advantages() -> Iterable[Component]:
         target="lightrft_algos.advantages.group_norm:group_norm",
         config="lightrft_algos.advantages.group_norm:GroupNormConfig",
         summary="Reward against the siblings' mean, in units of their spread.",
+        needs=frozenset({"groups"}),
         formula="A_i = (R_i - mean_g) / (std_g + 1e-6), std with n-1",
         paper="arXiv:2402.03300",
     )
@@ -32,6 +33,7 @@ def lightrft_advantages() -> Iterable[Component]:
         target="lightrft_algos.advantages.rloo:rloo",
         config="lightrft_algos.advantages.rloo:RlooConfig",
         summary="Reward against the mean of the other siblings.",
+        needs=frozenset({"groups"}),
         formula="A_i = R_i - mean of R_j over the other siblings j",
         paper="arXiv:2402.14740",
     )
@@ -111,6 +113,7 @@ def lightrft_filters() -> Iterable[Component]:
         target="lightrft_algos.filters.spread:spread",
         config="lightrft_algos.filters.spread:SpreadConfig",
         summary="Dynamic sampling: groups whose siblings do not differ in the task's metric are drawn anew.",
+        needs=frozenset({"groups"}),
         formula="keep if max_g - min_g >= min_spread",
         paper="arXiv:2503.14476",
     )

@@ -85,6 +85,7 @@ class Rehearsal:
 
     model: ModelAdapter
     task: Task
+    evaluation_task: Task | None
     rewards: RewardSet
     batch: BatchPlan
     num_steps: int
@@ -96,8 +97,9 @@ def rehearse(run_file: RunFile, plugins: Plugins) -> Rehearsal:
     builder = Builder(plugins, _first_setup(run_file, plugins, Path()))
     builder.setup.model = builder.instance(run_file.model)
     task = builder.instance(run_file.task)
+    held_out = builder.instance(run_file.evaluation_task) if run_file.evaluation_task else None
     rewards = RewardSet(run_file.rewards, plugins, builder.setup.world)
-    return Rehearsal(builder.setup.require_model(), task, rewards, plan, _num_steps(run_file, task))
+    return Rehearsal(builder.setup.require_model(), task, held_out, rewards, plan, _num_steps(run_file, task))
 
 
 def needs_of(run_file: RunFile) -> frozenset[str]:
@@ -156,7 +158,7 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         kl=kl,
         correction=build.function(run_file.correction) if run_file.correction else uncorrected,
         selectors=[build.function(item) for item in run_file.selectors],
-        needs=core.setup.needs - {"ref_logprobs"} if kl is None else core.setup.needs,
+        needs=core.setup.needs,
         evaluator=build_evaluator(core, run_file),
         trackers=[build.instance(item) for item in run_file.trackers],
         callbacks=[build.instance(item) for item in run_file.callbacks],
@@ -202,6 +204,7 @@ def build_evaluator(core: Core, run_file: RunFile) -> Evaluator | None:
         temperature=section.temperature,
         top_p=section.top_p,
         stop=sampler.stop,
+        stop_token_ids=core.model.stop_token_ids,
     )
     return Evaluator(
         task=core.evaluation_task,

@@ -158,6 +158,7 @@ class Batch:
     `completion_ids_BT` is right-padded to the longest completion T. `mask_BT` (bool) marks the tokens that train;
     `lengths_B` counts the completion tokens that exist. `group_B` numbers the groups (siblings share a number).
     `rewards_B` are the shaped rewards; rows that could not be scored are False in `scored_B` and train nothing.
+    `truncated_B` (bool) marks completions that a limit or an abort cut off.
     `token_rewards_BT` adds per-token rewards (a KL penalty), `weights_BT` multiplies each token's loss (corrections).
     Fields that the algorithm does not need stay None. `media` belongs to the model adapter alone.
     """
@@ -172,6 +173,7 @@ class Batch:
     scored_B: Tensor
     engine_logprobs_BT: Tensor
     temperature: float = 1.0
+    truncated_B: Tensor | None = None
     old_logprobs_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
@@ -201,11 +203,11 @@ class Batch:
 
         Tasks shuffle already. Ranks hold every n-th prompt, so the same cut on each of them is the cut of one rank.
         """
-        cuts = [range(part * len(self) // num, (part + 1) * len(self) // num) for part in range(num)]
+        parts = list(range(num))
         for epoch in range(epochs):
-            for cut in cuts:
-                yield self.rows(cut)
-            cuts = sorted(cuts, key=lambda cut: seed_for(seed, epoch, cut.start))
+            for part in parts:
+                yield self.rows(range(part * len(self) // num, (part + 1) * len(self) // num))
+            parts.sort(key=lambda part: seed_for(seed, epoch, part))
 
 
 @dataclass(frozen=True, slots=True)

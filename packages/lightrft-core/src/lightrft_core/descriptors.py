@@ -28,9 +28,14 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardComponent(Component):
-    """A reward. Isolated ones are scored in a worker process that a time limit can end."""
+    """A reward. Isolated ones are scored in a worker process that a time limit can end.
+
+    `example` is a response that it likes, with `{reference}` for the right answer: `#### {reference}`. `lightrft train
+    --dry-run` calls the reward on it; without one it is called on the bare reference.
+    """
 
     is_isolated: bool = True
+    example: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,20 @@ from collections.abc import Sequence
 
 from lightrft_core.data import GenerateRequest, Group, Prompt, Rollout, Sampling, seed_for
 from lightrft_core.protocols import Engine, ModelAdapter
+from lightrft_core.sections import SamplerSection
+
+
+def sampling_of(section: SamplerSection, stop_token_ids: tuple[int, ...]) -> Sampling:
+    """The settings of a run's sampler as the engine takes them."""
+    return Sampling(
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        min_p=section.min_p,
+        stop=section.stop,
+        stop_token_ids=stop_token_ids,
+    )
 
 
 def sample_groups(

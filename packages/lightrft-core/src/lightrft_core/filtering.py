@@ -9,6 +9,7 @@ from lightrft_core.protocols import World
 
 Keep = Callable[[Group], bool]
 Refill = Callable[[int, int], list[Group]]
+_UNSCORED = ""  # no filter has this name
 
 
 class Filters:
@@ -25,7 +26,7 @@ class Filters:
         """
         if not self._filters:
             return groups, {}
-        wanted, dropped = len(groups), Counter[str]()
+        wanted, dropped = len(groups), Counter[str]()  # by filter, and dropped groups in which nothing was scored
         kept = self._sift(groups, dropped)
         rounds = 0
         while rounds < self._max_rounds and self._world.sum([wanted - len(kept)])[0] > 0:
@@ -41,17 +42,19 @@ class Filters:
                 kept.append(group)
             else:
                 dropped[reason] += 1
+                dropped[_UNSCORED] += not group.rewards()
         return kept
 
     def _report(self, kept: list[Group], wanted: int, dropped: Counter[str], rounds: int) -> dict[str, float]:
         names = [name for name, _ in self._filters]
-        sums = self._world.sum([len(kept), wanted, *(dropped[name] for name in names)])
+        sums = self._world.sum([len(kept), wanted, dropped[_UNSCORED], *(dropped[name] for name in names)])
         if not sums[0]:
+            blind = f"; in {sums[2]:.0f} of them nothing could be scored, see the warnings above" if sums[2] else ""
             raise RunFailed(
-                f"the filters {', '.join(names)} dropped every group in {rounds + 1} rounds of sampling",
+                f"the filters {', '.join(names)} dropped every group in {rounds + 1} rounds of sampling{blind}",
                 where="filters",
                 hint="Make the prompts easier or harder so that siblings differ, raise sampler.group_size or "
                 "sampler.max_refill_rounds, or leave the filter out.",
             )
-        drops = {f"filter/{name}_dropped": count for name, count in zip(names, sums[2:], strict=True)}
+        drops = {f"filter/{name}_dropped": count for name, count in zip(names, sums[3:], strict=True)}
         return {"filter/kept_fraction": sums[0] / sums[1], "filter/refill_rounds": float(rounds), **drops}

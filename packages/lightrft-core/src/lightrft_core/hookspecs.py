@@ -70,7 +70,10 @@ def lightrft_filters() -> Iterable[Component]:
 
 @hookspec
 def lightrft_advantages() -> Iterable[Component]:
-    """Section `advantage:`, one. Target: a `protocols.AdvantageFunction`. Normalise here or nowhere."""
+    """Section `advantage:`, one. Target: a `protocols.AdvantageFunction`. Normalise here or nowhere.
+
+    `needs={"groups"}`, here and of a filter, says that it compares siblings: `group_size: 1` is refused.
+    """
 
 
 @hookspec

@@ -40,6 +40,8 @@ def merge_layers(file: Node, overrides: Sequence[Override], plugins: Plugins, pr
     if algorithm is not None:
         bundle = _bundle(algorithm, plugins, problems)
         if bundle is not None:
+            if algorithm.origin.layer == "command":
+                _give_way(file, bundle, algorithm.origin, plugins)
             overlay(tree, bundle)
         tree.fields()["algorithm"] = algorithm
     overlay(tree, Node({k: v for k, v in file.fields().items() if k != "algorithm"}, file.origin))
@@ -82,7 +84,7 @@ def expand_shorthand(root: Node) -> None:
         root.fields()[kind.section] = _expand_many(node) if kind.count == "many" else _expand(node, kind)
     evaluation = root.fields().get("evaluation")
     task = evaluation.child("task") if evaluation is not None else None
-    if evaluation is not None and task is not None:
+    if evaluation is not None and task is not None and task.value is not None:  # null: no evaluation
         evaluation.fields()["task"] = _expand(task, BY_SECTION["task"])
 
 
@@ -115,6 +117,34 @@ def _algorithm(file: Node, overrides: Sequence[Override]) -> Node | None:
     if node is not None and isinstance(node.value, dict) and list(node.value) == ["use"]:
         node = node.value["use"]
     return None if node is None or (not isinstance(node.value, list | dict) and node.value in OFF) else node
+
+
+def _give_way(file: Node, bundle: Node, origin: Origin, plugins: Plugins) -> None:
+    """The command line's algorithm takes another component than the file meant: the options of the file's go, in place.
+
+    Which component that was, the file says itself, or its own algorithm, or the default. What it said about options that
+    every component of the kind has stays, and so does a section that it turned off.
+    """
+    named = file.fields().get("algorithm")
+    own = _bundle(named, plugins, []) if named is not None and named.value not in OFF else None
+    for name, node in bundle.fields().items():
+        kind, section = BY_SECTION.get(name), file.fields().get(name)
+        if kind is None or kind.count == "many" or section is None or not isinstance(section.value, dict):
+            continue
+        before = (own.fields().get(name) if own is not None else None) or Node({}, file.origin)
+        meant = _use(section if "use" in section.value else before, kind)
+        if meant != _use(node, kind):
+            _drop_options(section, kind, f"{kind.section}.%s goes with {meant}", f"{origin.source} takes {_use(node, kind)}")
+
+
+def _drop_options(section: Node, kind: Kind, what: str, instead: str) -> None:
+    """Take what only one component of the kind has out of a section, in place, and say so."""
+    for name, node in list(section.fields().items()):
+        if name in kind.config_base.model_fields:
+            continue
+        del section.fields()[name]
+        if node.origin.layer == "file" and name != "use":
+            logger.warning("%s: %s, %s", node.origin.position, what % name, instead)
 
 
 def _names_algorithm(override: Override) -> bool:

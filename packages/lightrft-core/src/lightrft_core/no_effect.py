@@ -42,13 +42,13 @@ RULES = (
         ("optim.warmup_ratio",),
         "optim.warmup_steps",
         lambda get: get("optim.warmup_steps") is not None,
-        "optim.warmup_steps is set. Give one of the two.",
+        "optim.warmup_steps is set. Give one of the two. `--set optim.warmup_steps=null` takes it back.",
     ),
     Rule(
         ("run.episodes",),
         "run.steps",
         lambda get: get("run.steps") is not None,
-        "run.steps is set. Give one of the two.",
+        "run.steps is set. Give one of the two. `--set run.steps=null` takes it back.",
     ),
     Rule(
         tuple(f"evaluation.{name}" for name in EvaluationSection.model_fields),
@@ -102,4 +102,8 @@ def keys_without_effect(sections: Mapping[str, Section], present: Mapping[str, b
     for rule in RULES:
         if rule.keys[0].partition(".")[0] in sections and rule.holds(get):
             found |= {key: rule for key in rule.keys if key not in found}
+    for name, section in sections.items():
+        for option, why in section.idle().items():
+            key, cause = f"{name}.{option}", f"{name}.{why.because}"
+            found.setdefault(key, Rule((key,), cause, lambda get: True, why.reason))
     return found

@@ -69,6 +69,8 @@ def _read(command: str) -> str:
         is_file = len(command) < 4096 and path.is_file()
     except OSError:
         is_file = False
+    if not is_file and command.strip() and len(command.split()) == 1:
+        raise UserError("there is no such script.", where=command, hint="Give a script, or a whole command in quotes.")
     if not is_file:
         return command
     if path.stat().st_size > MAX_BYTES:

@@ -40,6 +40,7 @@ PANELS: Final = (
 _COLUMNS: Final = 3
 _SMOOTH_FROM: Final = 30
 _MAX_MARKED: Final = 25
+_LINES: Final = ("-", "--", "-.", ":")
 
 
 def plot_run(run_dir: RunDir) -> Path | None:
@@ -54,16 +55,9 @@ def plot_runs(series: Mapping[str, Mapping[str, Points]], path: Path, metrics: S
     Raises `UserError` without matplotlib, for metrics that no run has, and where there is nothing to draw.
     """
     panels = _panels(series, metrics)
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        raise UserError(
-            "plots need matplotlib.", hint="Install it with `pip install 'lightrft-core[plots]'`."
-        ) from None
-    figure_type = importlib.import_module("matplotlib.figure").Figure  # no pyplot: no global state, no display
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure = figure_type(figsize=(4.6 * columns, 3.0 * rows + 0.4), dpi=120, layout="constrained")
+    figure = _new_figure(4.6 * columns, 3.0 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, panel in zip(grid.flat, panels, strict=False):
         _draw(place, panel, series)
@@ -71,6 +65,53 @@ def plot_runs(series: Mapping[str, Mapping[str, Points]], path: Path, metrics: S
         place.axis("off")
     held_out = any(run.get(panel.evaluation or "") for panel in panels for run in series.values())
     _legend(figure, list(series), has_points=held_out)
+    return _save(figure, path)
+
+
+def plot_bands(curves: Mapping[str, Sequence[Points]], path: Path, *, label: str, level: float | None = None) -> Path:
+    """Draw per name the mean of its curves, with a band from the lowest to the highest of them, to `path` (PNG).
+
+    `label` says what the values are; `level` is marked. A step counts where all curves of a name have it. Raises
+    `UserError` without matplotlib, and where there is nothing to draw.
+    """
+    if not any(curves.values()):
+        raise UserError("there is nothing to plot: no run was finished.")
+    figure = _new_figure(7.2, 4.4)
+    axes = figure.subplots()
+    for number, (name, several) in enumerate(curves.items()):
+        _draw_band(axes, number, name, several)
+    if level is not None:
+        axes.axhline(level, color="gray", linestyle=":", linewidth=1)
+    _dress(axes, "mean over seeds; the band is from the lowest to the highest", label)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return _save(figure, path)
+
+
+def _draw_band(axes: Axes, number: int, name: str, several: Sequence[Points]) -> None:
+    rows = [dict(points) for points in several]
+    steps = sorted(set.intersection(*(set(row) for row in rows)))
+    columns = [[row[step] for row in rows] for step in steps]
+    means = [sum(column) / len(column) for column in columns]
+    color, line = f"C{number % 10}", _LINES[number // 10 % len(_LINES)]
+    label = f"{name} ({len(rows)} run{'s' if len(rows) > 1 else ''})"
+    axes.plot(steps, means, color=color, linestyle=line, label=label, linewidth=1.8, marker="o", markersize=4,
+              markeredgecolor="white")  # fmt: skip
+    axes.fill_between(steps, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.15, linewidth=0)
+
+
+def _new_figure(width: float, height: float) -> Any:  # Any: a matplotlib Figure
+    """An empty figure, in inches, without pyplot: no global state, no display. `UserError` without matplotlib."""
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise UserError(
+            "plots need matplotlib.", hint="Install it with `pip install 'lightrft-core[plots]'`."
+        ) from None
+    return importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:  # Any: a matplotlib Figure
+    """Write a figure as PNG, its folder included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
@@ -103,9 +144,13 @@ def _draw(axes: Axes, panel: Panel, series: Mapping[str, Mapping[str, Points]]) 
         dashed = "--" if len(held_steps) <= _MAX_MARKED else ""
         axes.plot(held_steps, held_values, color=color, linestyle=dashed or "none", linewidth=0.8, marker="o",
                   markersize=5, markeredgecolor="white")  # fmt: skip
-    axes.set_title(panel.title, fontsize=10)
+    _dress(axes, panel.title, panel.metric)
+
+
+def _dress(axes: Axes, title: str, label: str) -> None:
+    axes.set_title(title, fontsize=10)
     axes.set_xlabel("step", fontsize=8)
-    axes.set_ylabel(panel.metric, fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)

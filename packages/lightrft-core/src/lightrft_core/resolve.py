@@ -19,6 +19,7 @@ from lightrft_core.sections import (
     RewardSection,
     RolloutsSection,
     RunSection,
+    SamplerSection,
     Section,
     SelfTestSection,
 )
@@ -83,6 +84,7 @@ class Resolver:
         self.evaluation_task = self._evaluation_task()
         self._check_rewards()
         self._check_kl()
+        self._check_group_size()
 
     def _refuse_unknown_sections(self) -> None:
         for name, node in self.tree.fields().items():
@@ -237,6 +239,19 @@ class Resolver:
             at = (node.child("place") or node.child("use") or node).origin
             what = f"{chosen.name} in the loss has a gradient of zero expectation: it would hold nothing back."
             self.report.add("kl.place", at, what, "Set kl.place: reward, or kl.use: k3.")
+
+    def _check_group_size(self) -> None:
+        """What compares siblings has nothing to compare in a group of one."""
+        sampler = self.one["sampler"]
+        if sampler is None or not isinstance(sampler.config, SamplerSection) or sampler.config.group_size > 1:
+            return
+        parts = [("advantage", self.one["advantage"]), *(("filters", part) for part in self.many["filters"])]
+        node = self._section("sampler")
+        at = (node.child("group_size") or node).origin
+        for section, part in parts:
+            if part is not None and "groups" in part.component.needs:
+                what = f"1 leaves {section}.{part.name} no siblings to compare: nothing would train."
+                self.report.add("sampler.group_size", at, what, "Set it to 2 or more; reinforce goes without siblings.")
 
 
 def _without(node: Node, name: str) -> Node:

@@ -32,7 +32,7 @@ from lightrft_core.sections import (
 from lightrft_core.validation import KeyProblem, Report
 from lightrft_core.yaml_marks import read_yaml, to_yaml
 
-__all__ = ["Chosen", "Override", "RunFile", "find_recipe", "load_run_file", "open_run_file"]
+__all__ = ["Chosen", "Override", "RunFile", "find_recipe", "load_plugins", "load_run_file", "open_run_file"]
 
 READING_ORDER = (
     *(
@@ -131,6 +131,17 @@ def load_run_file(path: Path | None, overrides: Sequence[Override], plugins: Plu
     return open_run_file(path, overrides, plugins)[0]
 
 
+def load_plugins(path: Path, overrides: Sequence[Override]) -> Plugins:
+    """The installed plugins and those that a run file names. Raises `UserError` where one of these is missing."""
+    file = read_yaml(path, shown(path))
+    absolute_paths(file, path.resolve().parent)
+    problems: list[UserError] = []
+    files = _plugin_files(file, [_absolute(override) for override in overrides], problems)
+    if problems:
+        raise Problems(problems)
+    return Plugins.load(files)
+
+
 def open_run_file(
     path: Path | None, overrides: Sequence[Override], plugins: Plugins | None = None, problems: Sequence[UserError] = ()
 ) -> tuple[RunFile, Plugins]:
@@ -197,12 +208,20 @@ def _refuse_no_effect(resolver: Resolver) -> None:
         and task.value is not None,
     }
     for key, rule in keys_without_effect({**resolver.core, **singles}, present).items():
-        child, cause = _node_at(resolver.tree, key), _node_at(resolver.tree, rule.cause)
-        is_overruled = cause is not None and cause.origin.layer == "command"
+        child = _node_at(resolver.tree, key)
+        is_overruled = _is_from_command_line(resolver.tree, rule.cause)
         if child is None or (child.origin.layer == "file" and is_overruled):
             continue  # what a file says for another case than the command line's is no mistake
         if child.origin.layer in ("file", "command"):
             resolver.report.add(key, child.key_origin, f"has no effect: {rule.reason}")
+
+
+def _is_from_command_line(tree: Node, key: str) -> bool:
+    """Whether a value comes from there: itself, by the component that has it as a default, or by an algorithm."""
+    cause = _node_at(tree, key) or _node_at(tree, f"{key.partition('.')[0]}.use")
+    if cause is not None and cause.origin.layer == "bundle":
+        cause = tree.fields().get("algorithm")
+    return cause is not None and cause.origin.layer == "command"
 
 
 def _node_at(tree: Node, key: str) -> Node | None:

@@ -4,7 +4,8 @@ Every section refuses unknown keys and is frozen. The sentence under a field is 
 schema` and `lightrft plugins show` print it.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,10 +13,21 @@ Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum",
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+class Idle(NamedTuple):
+    """Why an option does nothing: `because` is the option (or `use`) that makes it so; `reason` is a sentence."""
+
+    because: str
+    reason: str
+
+
 class Section(BaseModel):
     """Base of every section; a component's options are a subclass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+    def idle(self) -> Mapping[str, Idle]:
+        """Options that do nothing beside the others: setting one is refused, the resolved file leaves it out."""
+        return {}
 
 
 class RunSection(Section):
@@ -200,7 +212,7 @@ class SelfTestSection(Section):
     rollouts: int = Field(default=8, ge=2)
     """Number of rollouts to check on."""
     tolerance: float = Field(default=1e-3, gt=0)
-    """Largest difference of log-probabilities, in nats per token, in fp32; 30 times as much in bf16."""
+    """Largest difference of log-probabilities, in nats per token, in fp32; in bf16 30 times as much on average."""
 
 
 class RolloutsSection(Section):

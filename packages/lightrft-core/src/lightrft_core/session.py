@@ -42,13 +42,13 @@ class Session:
             core = build_core(self.run_file, self.plugins, self.run_dir, launch.world_size())
             try:
                 trainer = build_trainer(core, self.run_file, self.run_dir, stopper)
-                core.rewards.start()
-                core.rewards.check(trainer.parts.task.everything())
-                if launch.rank() == 0:
-                    self._describe(core)
-                    curves = Curves(self.run_dir, self.run_file.plots.every)
-                    trainer.parts.callbacks = [*trainer.parts.callbacks, curves]
                 with _told(trainer):
+                    core.rewards.start()
+                    core.rewards.check(trainer.parts.task.everything())
+                    if launch.rank() == 0:
+                        self._describe(core)
+                        curves = Curves(self.run_dir, self.run_file.plots.every)
+                        trainer.parts.callbacks = [*trainer.parts.callbacks, curves]
                     self._start(core, trainer, resume)
                     trainer.run()
                 return trainer
@@ -93,7 +93,7 @@ class Session:
     def _selftest_groups(self, core: Core, trainer: Trainer) -> list[Group]:
         num_prompts = -(-self.run_file.selftest.rollouts // core.setup.sampler.group_size)
         prompts = trainer.parts.task.everything()[:num_prompts]
-        groups = trainer.parts.sampler.sample(core.engine, prompts, step=0)
+        groups = _draw_plainly(core, prompts)
         for group in groups:
             for rollout in group.rollouts:
                 rollout.reward = rollout.shaped_reward = 0.0

@@ -30,9 +30,10 @@ def starter_text(algorithm: str, plugins: Plugins, file: str = "run.yaml") -> st
     lines += ["", "model:", f"  path: {MODEL}  # a folder or a hub id"]
     lines += ["", "task:", "  path: ./train.jsonl  # rows with `prompt` and the right answer; ./ is this file's folder"]
     lines += _options(plugins, "task", BY_NAME["task"].default or "", {"path": None})
-    lines += ["", "rewards:", f"  - use: {_plain_reward(plugins)}"]
     names = sorted({offer.descriptor.name for offer in plugins.offers("reward")})
-    lines.append(f"    # weight: 1.0  # others: {', '.join(names)}; explained by `lightrft plugins show NAME`")
+    others = f"{', '.join(names)}; explained by `lightrft plugins show NAME`"
+    lines += ["", "rewards:", f"  - use: {_plain_reward(plugins)}  # there is: {others}"]
+    lines.append("    # weight: 1.0  # Its weight in the sum.")
     for section in ("sampler", "engine", "advantage", "loss", "kl", "strategy"):
         kind = BY_SECTION[section]
         if kind.count == "one" or section in bundle.sections:

@@ -137,12 +137,11 @@ class Trainer:
             groups = self._sample(parts.task.draw(self.plan.prompts_per_step))
         self._stop_point()
         with clock("score"):
-            parts.rewards.score(groups)
+            self._watch.scores(parts.rewards.score(groups))
             groups, metrics = parts.filters.keep(groups, lambda missing, attempt: self._refill(missing, attempt, clock))
             shaped = [shaper.apply(groups, world) for shaper in parts.shapers]
             pairs = rollout_pairs(groups)
             measured = means(pairs, world)
-            self._watch.scores(measured)
         self._stop_point()
         with clock("prepare"):
             batch = parts.model.collate(groups)
@@ -156,13 +155,12 @@ class Trainer:
         with clock("sync"):
             self.step_done += 1
             self.sync()
-        trained = training_metrics(stats)
-        self._steer_kl(trained, kl, len(batch))
-        tokens = pairs["completion/length"][0]
-        report = self._report(clock, tokens, groups, measured, *shaped, metrics, corrected, trained)
+        trained = training_metrics(stats) | ({} if kl is None else {"train/kl": kl})
+        self._steer_kl(trained, len(batch))
+        tokens, _ = pairs.get("completion/length", (0.0, 0.0))  # a rank may be left without groups
         with clock("store"):
             self._store(groups, "train")
-        return report
+        return self._report(clock, tokens, groups, measured, *shaped, metrics, corrected, trained)
 
     def _sample(self, prompts: Sequence[Prompt]) -> list[Group]:
         share = prompts[self.world.rank :: self.world.size]
@@ -288,10 +286,9 @@ class Trainer:
         if self.parts.store is not None:
             self.parts.store.add(self.step_done, groups, phase=phase)
 
-    def _steer_kl(self, trained: Mapping[str, float], kl: float | None, num_rows: int) -> None:
-        if self.parts.kl is not None:
-            measured = kl if kl is not None else trained.get("train/kl", 0.0)
-            self.parts.kl.observe(measured, int(self.world.sum([num_rows])[0]))
+    def _steer_kl(self, trained: Mapping[str, float], num_rows: int) -> None:
+        if self.parts.kl is not None and "train/kl" in trained:
+            self.parts.kl.observe(trained["train/kl"], int(self.world.sum([num_rows])[0]))
 
     def _stop_point(self) -> None:
         """Agree over all ranks whether to stop here."""

@@ -166,13 +166,16 @@ def _options(config: TextConfig, path: str) -> Options:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars, which would cut through ours."""
-    shown = hf_logging.is_progress_bar_enabled()
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars, which would cut through ours, and the hub's report of each retry."""
+    shown, hub = hf_logging.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    level = hub.level
     hf_logging.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(level)
         if shown:
             hf_logging.enable_progress_bar()
 
@@ -180,7 +183,7 @@ def _quietly() -> Iterator[None]:
 def _guarded(load: Callable[[], Loaded], config: TextConfig, part: str) -> Loaded:
     """Transformers' own errors about files, as one paragraph with advice."""
     try:
-        with _quietly():
+        with quietly():
             return load()
     except (OSError, ValueError, ImportError, KeyError) as error:
         text = " ".join(str(error).split())

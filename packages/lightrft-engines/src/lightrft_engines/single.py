@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-from lightrft_core.data import Batch, LossInputs, StepStats
+from lightrft_core.data import Batch, LossInputs, StepStats, seed_for
 from lightrft_core.errors import UserError
 from lightrft_core.objective import Objective, Totals, local_totals
 from lightrft_core.protocols import Layout, LogProbs, Setup, World
@@ -42,6 +42,7 @@ class SingleStrategy:
         self._num_steps, self._steps_done = setup.num_optimizer_steps, 0
         self._device = choose_device(config.device)
         self._world = setup.world if setup.world.size > 1 else open_world(self._device)
+        torch.manual_seed(seed_for(setup.run.seed, "torch", self._world.rank))  # for parts that draw without a seed
         self._roles = {"policy": self._load("policy")}
         if "ref_logprobs" in setup.needs:
             self._roles["reference"] = self._load("reference").requires_grad_(False)

@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightrft_engines.config import TextConfig
-from lightrft_engines.hub import load_config, load_model, load_template, load_tokenizer, stop_tokens
+from lightrft_engines.hub import load_config, load_model, load_template, load_tokenizer, quietly, stop_tokens
 from lightrft_engines.logprobs import Abilities, logprobs, probe
 
 log = logging.getLogger(__name__)
+_NO_CHARACTER, _LONGEST_CHARACTER = "\ufffd", 8  # what a part of a character decodes to; tokens of the longest
 
 
 class TextAdapter:
@@ -80,13 +81,19 @@ class TextAdapter:
         return text
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token's own text; a token that is part of a character shows as a replacement mark."""
-        pieces = []
+        """Each token's own text; tokens that make up one character are empty but for the last, which has it."""
+        pieces: list[str] = []
+        parts: list[int] = []  # tokens that are not yet whole characters
         for token_id in token_ids:
-            text = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-            raw = self._tokenizer.convert_ids_to_tokens(int(token_id))
+            parts.append(int(token_id))
+            text = self._tokenizer.decode(parts, clean_up_tokenization_spaces=False)
+            if text.endswith(_NO_CHARACTER) and len(parts) < _LONGEST_CHARACTER and len(pieces) + 1 < len(token_ids):
+                pieces.append("")
+                continue
+            raw = self._tokenizer.convert_ids_to_tokens(parts[0])
             is_cut = isinstance(raw, str) and raw.startswith("▁") and not text.startswith(" ")
             pieces.append(f" {text}" if is_cut else text)
+            parts = []
         return pieces
 
     def collate(self, groups: Sequence[Group]) -> Batch:
@@ -106,6 +113,7 @@ class TextAdapter:
             scored_B=torch.tensor(scored, dtype=torch.bool),
             engine_logprobs_BT=_right_padded([rollout.engine_logprobs for rollout in rollouts], width, torch.float32),
             temperature=self._temperature,
+            truncated_B=torch.tensor([rollout.finish_reason != "stop" for rollout in rollouts], dtype=torch.bool),
         )
 
     def layout_for(self, module: PreTrainedModel, batch: Batch, layout: Layout) -> Layout:
@@ -130,8 +138,9 @@ class TextAdapter:
 
     def export(self, module: PreTrainedModel, path: Path) -> None:
         """Safetensors, configs and tokenizer."""
-        module.save_pretrained(path)
-        self._tokenizer.save_pretrained(path)
+        with quietly():
+            module.save_pretrained(path)
+            self._tokenizer.save_pretrained(path)
 
     def _templated(self, prompt: Prompt, template: str) -> tuple[int, ...]:
         messages = [dict(message) for message in prompt.messages]

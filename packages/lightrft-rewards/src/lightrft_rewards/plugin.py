@@ -33,6 +33,7 @@ def lightrft_rewards() -> Iterator[RewardComponent]:
         target="lightrft_rewards.numeric:Gsm8kReward",
         config="lightrft_rewards.numeric:Gsm8kConfig",
         summary="1 where the last `#### n` line has the reference's number.",
+        example="#### {reference}",
         needs=_REFERENCE,
     )
     yield RewardComponent(
@@ -40,6 +41,7 @@ def lightrft_rewards() -> Iterator[RewardComponent]:
         target="lightrft_rewards.mathematics:MathReward",
         config="lightrft_rewards.mathematics:MathConfig",
         summary="1 where the last \\boxed{} equals the reference: by form, as a number, or by math-verify.",
+        example="\\boxed{{reference}}",
         needs=_REFERENCE,
         requires=_MATH,
     )
@@ -48,12 +50,14 @@ def lightrft_rewards() -> Iterator[RewardComponent]:
         target="lightrft_rewards.thinking:FormatReward",
         config="lightrft_rewards.thinking:FormatConfig",
         summary="1 where <think>...</think> comes before \\boxed{}, or a regular expression matches.",
+        example="<think>Let me see.</think> \\boxed{{reference}}",
     )
     yield RewardComponent(
         name="gsm8k_rule",
         target="lightrft_rewards.mathematics:Gsm8kRule",
         config="lightrft_rewards.mathematics:RuleConfig",
         summary="LightRFT's recipe: 0.9 accuracy of the last \\boxed{} + 0.1 format; answers are numbers.",
+        example="<think>Let me see.</think> \\boxed{{reference}}",
         needs=_REFERENCE,
         formula="0.9 * accuracy + 0.1 * format",
     )
@@ -62,6 +66,7 @@ def lightrft_rewards() -> Iterator[RewardComponent]:
         target="lightrft_rewards.mathematics:Geo3kRule",
         config="lightrft_rewards.mathematics:RuleConfig",
         summary="LightRFT's recipe: 0.9 accuracy of the last \\boxed{} + 0.1 format; answers are expressions.",
+        example="<think>Let me see.</think> \\boxed{{reference}}",
         needs=_REFERENCE,
         requires=_MATH,
         formula="0.9 * accuracy + 0.1 * format",

@@ -6,14 +6,15 @@
 Lite PPO (arXiv:2508.08221, section 4.2), where the spread is that of all ranks' rewards.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import Advantages, World
 from lightrft_core.sections import Section
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lightrft_algos.groups import Siblings, on_tokens, siblings
+from lightrft_algos.whitening import finished, one_normalisation, whiten
 
 EPS = 1e-6
 
@@ -23,8 +24,18 @@ class GroupNormConfig(Section):
 
     std: Literal["group", "batch", "none"] = "group"
     """Divide by the standard deviation of the group, of the whole batch over all ranks, or not at all."""
+    eps: float = Field(default=EPS, gt=0)
+    """Added to the standard deviation; TRL takes 1e-4."""
+    normalize: bool = False
+    """Whiten over all ranks' tokens instead; only with `std: none`, for one normalisation is enough."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
+
+    @model_validator(mode="after")
+    def _normalise_once(self) -> Self:
+        if self.std != "none":
+            one_normalisation(self.normalize, f"std: {self.std}")
+        return self
 
 
 def group_norm(batch: Batch, world: World, *, config: GroupNormConfig) -> Advantages:
@@ -32,9 +43,12 @@ def group_norm(batch: Batch, world: World, *, config: GroupNormConfig) -> Advant
     stats = siblings(batch)
     advantages_B = stats.centered_B
     if config.std == "group":
-        advantages_B = advantages_B / (stats.std(batch.group_B) + EPS)
+        advantages_B = advantages_B / (stats.std(batch.group_B) + config.eps)
     elif config.std == "batch":
-        advantages_B = advantages_B / (_batch_std(stats, batch.scored_B, world) + EPS)
+        advantages_B = advantages_B / (_batch_std(stats, batch.scored_B, world) + config.eps)
+    if config.normalize:
+        centered_BT = advantages_B.unsqueeze(1).expand(batch.mask_BT.shape)
+        return Advantages(finished(whiten(centered_BT, batch, world), batch, config.clip))
     return Advantages(on_tokens(advantages_B, batch, config.clip))
 
 

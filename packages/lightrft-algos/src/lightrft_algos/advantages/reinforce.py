@@ -10,12 +10,16 @@ from lightrft_core.protocols import Advantages, World
 from lightrft_core.sections import Fraction, Section
 from pydantic import Field
 
+from lightrft_algos.whitening import finished, whiten
+
 
 class ReinforceConfig(Section):
     """Options of `reinforce`."""
 
     gamma: Fraction = 1.0
     """Discount per token; 1 gives every token the whole return."""
+    normalize: bool = False
+    """Whiten over all ranks' tokens, as `reinforce_pp` does."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
 
@@ -23,9 +27,9 @@ class ReinforceConfig(Section):
 def reinforce(batch: Batch, world: World, *, config: ReinforceConfig) -> Advantages:
     """Rows that are not scored give 0."""
     returns_BT = discounted(token_rewards(batch), batch.mask_BT, config.gamma)
-    limit = config.clip
-    limited_BT = returns_BT if limit is None else returns_BT.clamp(-limit, limit)
-    return Advantages(limited_BT.to(batch.rewards_B.dtype))
+    if config.normalize:
+        returns_BT = whiten(returns_BT, batch, world)
+    return Advantages(finished(returns_BT, batch, config.clip))
 
 
 def token_rewards(batch: Batch) -> Tensor:

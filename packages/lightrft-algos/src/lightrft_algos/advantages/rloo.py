@@ -9,11 +9,14 @@ from lightrft_core.sections import Section
 from pydantic import Field
 
 from lightrft_algos.groups import on_tokens, siblings
+from lightrft_algos.whitening import finished, whiten
 
 
 class RlooConfig(Section):
     """Options of `rloo`."""
 
+    normalize: bool = False
+    """Whiten over all ranks' tokens, which the paper does not."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
 
@@ -22,4 +25,7 @@ def rloo(batch: Batch, world: World, *, config: RlooConfig) -> Advantages:
     """A group of one gives 0; rows that are not scored give 0 and are in no baseline."""
     stats = siblings(batch)
     advantages_B = stats.centered_B * stats.count_B / (stats.count_B - 1).clamp(min=1)
+    if config.normalize:
+        advantages_BT = advantages_B.unsqueeze(1).expand(batch.mask_BT.shape)
+        return Advantages(finished(whiten(advantages_BT, batch, world), batch, config.clip))
     return Advantages(on_tokens(advantages_B, batch, config.clip))

@@ -9,7 +9,7 @@ from lightrft_core.data import LossInputs, LossOutput
 from lightrft_core.sections import LossSection
 from pydantic import Field
 
-MAX_LOG_RATIO = 20.0
+from lightrft_algos.ratios import bounded, log_ratio, ratio_metrics
 
 
 class ClipConfig(LossSection):
@@ -26,22 +26,16 @@ class ClipConfig(LossSection):
 def clip(inputs: LossInputs, *, config: ClipConfig) -> LossOutput:
     """Per token. Log-ratios are held within +-20, so that a far-off token costs a finite number and has no gradient.
 
-    Metrics: `ratio`, `clip_fraction` (tokens whose gradient the clip removed), `approx_kl` (KL(old || new) by `r - 1 -
-    log r`).
+    Metrics: those of `ratio_metrics`, and `clip_fraction` (tokens whose gradient the clip removed).
     """
     advantages_BT = inputs.advantages_BT
-    difference_BT = (inputs.logprobs_BT - inputs.old_logprobs_BT).masked_fill(~inputs.mask_BT, 0.0)
-    log_ratio_BT = difference_BT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio_BT = log_ratio_BT.exp()
+    log_ratio_BT = log_ratio(inputs)
+    ratio_BT = bounded(log_ratio_BT).exp()
     free_BT = -ratio_BT * advantages_BT
     clipped_BT = -ratio_BT.clamp(1.0 - config.clip_low, 1.0 + config.clip_high) * advantages_BT
     values_BT = free_BT.maximum(clipped_BT)
     if config.dual_clip is not None:
-        bounded_BT = values_BT.minimum(-config.dual_clip * advantages_BT)
-        values_BT = bounded_BT.where(advantages_BT < 0, values_BT)
-    metrics = {
-        "ratio": ratio_BT.detach(),
-        "clip_fraction": (clipped_BT > free_BT).to(ratio_BT.dtype),
-        "approx_kl": (ratio_BT - 1.0 - log_ratio_BT).detach(),
-    }
-    return LossOutput(values_BT, metrics)
+        limited_BT = values_BT.minimum(-config.dual_clip * advantages_BT)
+        values_BT = limited_BT.where(advantages_BT < 0, values_BT)
+    clip_fraction_BT = (clipped_BT > free_BT).to(ratio_BT.dtype)
+    return LossOutput(values_BT, {**ratio_metrics(log_ratio_BT), "clip_fraction": clip_fraction_BT})

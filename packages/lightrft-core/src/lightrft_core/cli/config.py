@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 _FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 Words = Annotated[list[str] | None, typer.Argument(metavar="RUN.yaml | RECIPE | FLAG", show_default=False)]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: loss.clip_high=0.28")]
-Out = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this new file instead of the terminal.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: loss.clip_high=0.28")
+]
+Out = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this new file instead of the terminal.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,12 +47,15 @@ def show(
 def check(
     words: Words = None,
     sets: Sets = None,
-    ranks: Annotated[int, typer.Option("--ranks", min=1, metavar="NUMBER", help="Processes that the batch must fit.")] = 1,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=1, metavar="NUMBER", help="Processes that the batch must fit.")
+    ] = 1,
 ) -> None:
     """Keys, values, components and the batch arithmetic; nothing is started."""
     from lightrft_core.batch_rule import check_batch
 
     print(f"ok: {check_batch(_resolve(words, sets), ranks).describe()}")
+    print("The model and the data were not opened; `lightrft train ... --dry-run` does that.", file=sys.stderr)
 
 
 def schema(output: Out = None) -> None:

@@ -23,10 +23,16 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     what: Annotated[str, typer.Argument(metavar="RUN | RUN.yaml | RECIPE")],
     flags: Annotated[list[str] | None, typer.Argument(metavar="FLAG", show_default=False)] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: evaluation.num_samples=4")] = None,
-    step: Annotated[int | None, typer.Option("--step", metavar="NUMBER", help="Checkpoint of this step; by default the newest.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key: evaluation.num_samples=4")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="NUMBER", help="Checkpoint of this step; by default the newest.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print metrics as JSON.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write every scored answer here, as JSON lines.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write every scored answer here, as JSON lines.")
+    ] = None,
 ) -> None:
     """A run's folder evaluates its checkpoint; a run file or recipe evaluates the model it starts from."""
     from lightrft_core import launch
@@ -74,7 +80,7 @@ def _print(metrics: dict[str, float], title: str, as_json: bool) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, f"{value:.0f}" if value > 1 and value.is_integer() else f"{value:.4f}")
     Console(highlight=False).print(table)
 
 

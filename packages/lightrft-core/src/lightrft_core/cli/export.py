@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or name of a run.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New folder for model and tokenizer.")],
-    step: Annotated[int | None, typer.Option("--step", metavar="NUMBER", help="Checkpoint of this step; by default the newest.")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", metavar="NUMBER", help="Checkpoint of this step; by default the newest.")
+    ] = None,
 ) -> None:
     """Load the checkpoint and write the model, its tokenizer and generation settings as safetensors."""
     from lightrft_core import launch

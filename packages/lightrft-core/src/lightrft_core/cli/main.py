@@ -5,6 +5,7 @@ Every `LightRFTError` is printed here, once, as one paragraph on stderr, with it
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,7 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model from a run file or a recipe, or resume a run."),
     "eval": ("evaluate", "Score a run's checkpoint, or any model, on a task."),
     "export": ("export", "Write a run's policy as a Hugging Face folder."),
-    "runs": ("runs", "List, show and compare runs."),
+    "compare": ("compare", "Train with several algorithms and seeds; table and plot."),
+    "runs": ("runs", "List, show, compare and diff runs."),
     "rollouts": ("rollouts", "Search and read what the model wrote."),
     "config": ("config", "Show, check, start or import a run file."),
     "plugins": ("plugins", "List, explain, check and start plugins."),
@@ -82,20 +84,39 @@ def _mount_plugin_commands(app: typer.Typer) -> None:
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     _set_up_output()
+    stdout = sys.stdout
     try:
-        result = build_app(argv)(args=list(argv), prog_name="lightrft", standalone_mode=True)
+        code = _call(argv)
+        stdout.flush()
+        return code
     except LightRFTError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(ExitCode.FAILED)
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not _has_lost_reader(stdout):
+            raise  # some other pipe broke, which is no reader's wish
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return int(ExitCode.OK)
-    return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _call(argv: Sequence[str]) -> int:
+    try:
+        build_app(argv)(args=list(argv), prog_name="lightrft", standalone_mode=True)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None  # typer turns it into a wordless exit 1, whichever pipe it was
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return int(ExitCode.OK)
+
+
+def _has_lost_reader(stdout: TextIO) -> bool:
+    """Whether stdout is a pipe that nobody reads any more, such as that of `lightrft runs list | head -1`."""
+    poll = select.poll()
+    poll.register(stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

@@ -39,7 +39,18 @@ def pages_for(name: str, plugins: Plugins) -> list[Page]:
 def render(page: Page) -> str:
     """A page as text."""
     lines = [f"{page['kind']} {page['name']}  (plugin {page['plugin']})", page["summary"], ""]
-    for key in ("when", "formula", "paper", "model_types", "needs", "provides", "requires", "missing", "target"):
+    for key in (
+        "when",
+        "formula",
+        "example",
+        "paper",
+        "model_types",
+        "needs",
+        "provides",
+        "requires",
+        "missing",
+        "target",
+    ):
         value = page.get(key)
         if value:
             text = ", ".join(value) if isinstance(value, list) else str(value)
@@ -101,6 +112,7 @@ def _component_facts(offer: Offer, component: Component, plugins: Plugins) -> Pa
         facts["model_types"] = list(component.model_types)
     if isinstance(component, RewardComponent):
         facts["is_isolated"] = component.is_isolated
+        facts["example"] = component.example
     try:
         config = plugins.config_class(offer.kind, component)
     except UserError as error:

@@ -14,7 +14,8 @@ from lightrft_core.plugins import Plugins
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Files = Annotated[
-    list[Path] | None, typer.Option("--file", help="Also load this plugin: a .py file or a project folder. Repeatable.")
+    list[Path] | None,
+    typer.Option("--file", metavar="PATH", help="Also load this plugin: a .py file or a project folder. Repeatable."),
 ]
 
 
@@ -30,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def list_plugins(
     as_json: Json = False,
-    kind: Annotated[str | None, typer.Option("--kind", help="Only components of this kind.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="KIND", help="Only components of this kind.")] = None,
     files: Files = None,
 ) -> None:
     """Every component of every plugin, and every plugin that cannot be used, with the reason."""
@@ -45,7 +46,9 @@ def list_plugins(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="KIND.NAME such as loss.clip, a NAME, or the name of a plugin.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="KIND.NAME such as loss.clip, a NAME, or the name of a plugin.")
+    ],
     as_json: Json = False,
     files: Files = None,
 ) -> None:
@@ -60,9 +63,12 @@ def show(
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="An installed plugin or KIND.NAME; or a .py file or a project folder.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An installed plugin or KIND.NAME; or a .py file or a project folder.")
+    ],
     options: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE for an option without a default. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="For an option without a default. Repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -79,9 +85,11 @@ def check(
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the plugin, such as acme; the package becomes lightrft-acme.")],
-    kind: Annotated[str, typer.Option("--kind", help=f"What it adds: {', '.join(BY_NAME)}.")],
-    folder: Annotated[Path, typer.Option("--dir", help="Where to write the project's folder.")] = Path(),
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the plugin, such as acme; the package becomes lightrft-acme.")
+    ],
+    kind: Annotated[str, typer.Option("--kind", metavar="KIND", help=f"What it adds: {', '.join(BY_NAME)}.")],
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to write the project's folder.")] = Path(),
 ) -> None:
     """Write a project that adds one component: it works, has a test, and passes `plugins check`."""
     from lightrft_core.scaffold import write_project

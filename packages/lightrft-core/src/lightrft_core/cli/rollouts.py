@@ -33,17 +33,21 @@ def register(app: typer.Typer) -> None:
 
 
 def rollouts(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name.")],
-    step: Annotated[int | None, typer.Option(help="Only this step.")] = None,
-    min_reward: Annotated[float | None, typer.Option(help="Only rewards from here up.")] = None,
-    max_reward: Annotated[float | None, typer.Option(help="Only rewards up to here.")] = None,
-    text: Annotated[str | None, typer.Option(help="Only completions that hold this text; case is ignored.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Only completions of the prompt with this id.")] = None,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name.")],
+    step: Annotated[int | None, typer.Option(metavar="NUMBER", help="Only this step.")] = None,
+    min_reward: Annotated[float | None, typer.Option(metavar="NUMBER", help="Only rewards from here up.")] = None,
+    max_reward: Annotated[float | None, typer.Option(metavar="NUMBER", help="Only rewards up to here.")] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only completions that hold this text; case is ignored.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only completions of the prompt with this id.")
+    ] = None,
     phase: Annotated[Phase | None, typer.Option(help="Only training or only evaluation.")] = None,
     order: Annotated[Order, typer.Option(help="Newest step, highest reward or longest completion first.")] = Order.step,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Show at most so many.")] = 20,
     full: Annotated[bool, typer.Option("--full", help="Show whole prompts and completions.")] = False,
-    folder: Annotated[Path, typer.Option("--dir", help="Folder that holds the runs.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder that holds the runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Search and read what the model wrote."""

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from lightrft_core.cli.run_facts import ordered, plain_table, print_table, summary_of
 from lightrft_core.errors import UserError
+from lightrft_core.flat_keys import flat_run_file
 from lightrft_core.metrics_file import Series, read_metrics
 from lightrft_core.printable import printable
 from lightrft_core.protocols import Json
@@ -44,7 +43,7 @@ class Comparison:
 def comparison_of(runs: Sequence[RunDir], metrics: Sequence[str] | None = None) -> Comparison:
     """Compare the runs, by all metrics or those named. `UserError` for a metric that none has."""
     names = _distinct(runs)
-    files = {name: flatten(_run_file(run)) for name, run in zip(names, runs, strict=True)}
+    files = {name: flat_run_file(run) for name, run in zip(names, runs, strict=True)}
     keys = sorted({key for file in files.values() for key in file} - _EXPECTED_TO_DIFFER)
     values = {key: {name: file.get(key, _ABSENT) for name, file in files.items()} for key in keys}
     differences = {key: row for key, row in values.items() if any(v != row[names[0]] for v in row.values())}
@@ -74,26 +73,6 @@ def print_comparison(comparison: Comparison) -> None:
     steps = [max((points[-1][0] for points in series.values()), default=0) for series in comparison.series.values()]
     table.add_row("steps", *map(str, steps))
     print_table(table)
-
-
-def flatten(value: Json, key: str = "") -> dict[str, Json]:
-    """Dotted keys of a run file; list entries that say `use` go by that name, so that their order counts little."""
-    if isinstance(value, dict) and value:
-        parts = {name: (f"{key}.{name}" if key else str(name)) for name in value}
-        return {path: leaf for name, part in parts.items() for path, leaf in flatten(value[name], part).items()}
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "use" in item for item in value):
-        entries = [(f"{key}[{item.get('name') or item['use']}]", item) for item in value]
-        return {path: leaf for part, item in entries for path, leaf in flatten(item, part).items()}
-    return {key: value}
-
-
-def _run_file(run: RunDir) -> Json:
-    try:
-        return yaml.safe_load(run.run_yaml.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the run file cannot be read: {error}", where=str(run.run_yaml)) from None
 
 
 def _distinct(runs: Sequence[RunDir]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Folder = Annotated[Path, typer.Option("--dir", help="Folder that holds the runs.")]
+Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder that holds the runs.")]
 RUNS = Path("runs")
 
 
@@ -35,7 +35,7 @@ def list_runs(folder: Folder = RUNS, as_json: AsJson = False) -> None:
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its name.")],
     folder: Folder = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -51,11 +51,14 @@ def show(
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Two runs or more: folders, or names.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two runs or more: folders, or names.")],
     folder: Folder = RUNS,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw their curves to this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw their curves to this PNG.")
+    ] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="Only this metric, such as reward/mean. Repeatable.")
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME", help="Only this metric, such as reward/mean. Repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -81,9 +81,9 @@ def _messages(data: Columns, keys: Keys, found: _Found) -> list[Mapping[str, str
         text = keys.template.replace("{}", prompt) if keys.template is not None else prompt
         return [{"role": "user", "content": text}]
     if not isinstance(prompt, list | tuple) or not prompt:
+        what = "nothing" if prompt is None else "an empty list" if prompt == [] else type(prompt).__name__
         raise ValueError(
-            f"column {keys.prompt!r} holds {'an empty list' if prompt == [] else type(prompt).__name__}, "
-            "expected text or a list of messages with role and content"
+            f"column {keys.prompt!r} holds {what}, expected text or a list of messages with role and content"
         )
     return [_message(message, found) for message in prompt]
 

@@ -65,6 +65,8 @@ def data_files(path: str, split: str | None) -> list[Path]:
     if real.is_dir():
         return _files_of_split(real, split or DEFAULT_SPLIT)
     split = split or DEFAULT_SPLIT
+    if real.suffix.lower() in SUFFIXES or real.is_absolute():
+        raise UserError(f"there is no file or folder {path!r}", where="task.path", hint=f"Looked from {Path.cwd()}.")
     raise UserError(
         f"there is no file or folder {path!r}",
         where="task.path",

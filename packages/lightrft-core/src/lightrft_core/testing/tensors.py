@@ -74,6 +74,7 @@ def batch(seed: int = 0) -> Batch:
         rewards_B=torch.tensor(REWARDS, dtype=torch.float64),
         scored_B=torch.tensor([row != UNSCORED_ROW for row in range(len(GROUPS))]),
         engine_logprobs_BT=logprobs_BT + normal(0.3),
+        truncated_B=torch.tensor([length == NUM_TOKENS for length in LENGTHS]),
         old_logprobs_BT=logprobs_BT,
         ref_logprobs_BT=logprobs_BT + normal(0.3),
         entropy_BT=normal(1.0).abs(),

@@ -73,6 +73,7 @@ class TorchToyAdapter:
             rewards_B=torch.tensor(list(rows.rewards_B), dtype=torch.float32),
             scored_B=torch.tensor(list(rows.scored_B)),
             engine_logprobs_BT=padded(rows.engine_logprobs_BT, torch.float32),
+            truncated_B=torch.tensor(list(rows.truncated_B or ()), dtype=torch.bool),
         )
 
     def layout_for(self, module: Module, batch: Batch, layout: Layout) -> Layout:

@@ -91,6 +91,7 @@ class ToyModelAdapter:
             rewards_B=Rows([reward or 0.0 for reward in rewards]),
             scored_B=Rows([reward is not None for reward in rewards]),
             engine_logprobs_BT=Rows([list(item.engine_logprobs) for _, _, item in rollouts]),
+            truncated_B=Rows([item.finish_reason != "stop" for _, _, item in rollouts]),
         )
 
     def layout_for(self, module: ToyPolicy, batch: Batch, layout: Layout) -> Layout:
