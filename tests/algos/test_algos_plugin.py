@@ -26,10 +26,50 @@ def test_the_module_and_every_options_module_import_without_torch():
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo"])
+NAMES = (
+    *("grpo", "dr_grpo", "dapo", "gspo", "gmpo", "cpgd", "cispo", "sapo", "reinforce", "reinforce_pp"),
+    *("reinforce_pp_baseline", "rloo", "raft", "verl/grpo", "trl/grpo", "openrlhf/reinforce_pp"),
+)
+
+
+def test_the_algorithms_are_there():
+    assert set(NAMES) <= set(OFFERS["algorithm"])
+
+
+@pytest.mark.parametrize("name", OFFERS["algorithm"])
 def test_every_algorithm_tells_formula_paper_and_when_to_use_it(name):
     bundle = OFFERS["algorithm"][name]
-    assert bundle.formula and bundle.paper.startswith("arXiv:") and bundle.when and bundle.summary.endswith(".")
+    assert bundle.formula and bundle.when and bundle.summary.endswith(".") and bundle.when.endswith(".")
+    source = "github.com/" if "/" in name else ("arXiv:", "Williams 1992")
+    assert bundle.paper.startswith(source)
+
+
+@pytest.mark.parametrize("name", OFFERS["algorithm"])
+def test_every_algorithm_names_its_advantage_and_its_loss(name):
+    sections = OFFERS["algorithm"][name].sections
+    assert sections["advantage"]["use"] in OFFERS["advantage"]
+    assert sections["loss"]["use"] in OFFERS["loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "advantage", "loss", "kl"),
+    [
+        ("verl/grpo", {"std": "group", "eps": 1e-6}, {"dual_clip": 3.0, "aggregation": "token_mean"}, ("k3", "loss")),
+        ("trl/grpo", {"std": "group", "eps": 1e-4}, {"aggregation": "token_mean"}, None),
+        ("openrlhf/reinforce_pp", {"use": "reinforce_pp"}, {"aggregation": "token_mean"}, ("k1", "reward")),
+    ],
+)
+def test_compatibility_bundles_make_the_choices_of_their_library(name, advantage, loss, kl):
+    sections = OFFERS["algorithm"][name].sections
+    assert advantage.items() <= sections["advantage"].items()
+    assert {**loss, "clip_low": 0.2, "clip_high": 0.2}.items() <= sections["loss"].items()
+    assert kl == ((sections["kl"]["use"], sections["kl"]["place"]) if "kl" in sections else None)
+
+
+def test_reinforce_pp_has_its_kl_in_the_reward_and_the_baseline_in_the_loss():
+    plain, baseline = (OFFERS["algorithm"][name].sections["kl"] for name in ("reinforce_pp", "reinforce_pp_baseline"))
+    assert (plain["use"], plain["place"]) == ("k1", "reward")
+    assert (baseline["use"], baseline["place"]) == ("k2", "loss")
 
 
 def test_dapo_is_clip_higher_token_mean_dynamic_sampling_and_overlong_without_kl():
@@ -59,5 +99,6 @@ def test_k1_is_for_rewards_only():
     assert "reward_only" not in OFFERS["kl"]["k2"].provides | OFFERS["kl"]["k3"].provides
 
 
-def test_clip_promises_that_rows_without_advantage_have_no_gradient():
-    assert "zero_without_advantage" in OFFERS["loss"]["clip"].provides
+def test_every_loss_but_cpgd_promises_that_rows_without_advantage_have_no_gradient():
+    promises = {name for name, item in OFFERS["loss"].items() if "zero_without_advantage" in item.provides}
+    assert promises == set(OFFERS["loss"]) - {"cpgd"}

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+from lightrft_core.errors import UserError
 from lightrft_core.old_command import import_command
 from lightrft_core.runfile import load_run_file
 from lightrft_core.schema import run_file_schema
@@ -54,6 +55,11 @@ def test_an_imported_file_loads(plugins, run_folder):
     run = load_run_file(run_folder / "old.yaml", [], plugins)
     assert run.rewards[0].config.labels == ("a",)
     assert [item.name for item in run.trackers] == ["console", "jsonl"]
+
+
+def test_a_script_that_is_not_there_is_not_taken_for_a_command(plugins, run_folder):
+    with pytest.raises(UserError, match=r"train\.sh: there is no such script\."):
+        import_command("train.sh", plugins)
 
 
 def test_a_script_is_read_with_its_variables_quotes_and_continuations(plugins, tmp_path):

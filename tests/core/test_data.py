@@ -73,3 +73,15 @@ def test_seeds_differ_by_every_part_and_are_stable():
     assert seed_for(1, 2, "p", 3) == seed_for(1, 2, "p", 3)
     assert len({seed_for(1, 2, "p", 3), seed_for(2, 2, "p", 3), seed_for(1, 3, "p", 3), seed_for(1, 2, "p", 4)}) == 4
     assert 0 <= seed_for(0) < 2**63
+
+
+def test_cut_off_completions_are_marked_row_by_row(tmp_path):
+    from lightrft_core.testing.rollouts import group
+    from lightrft_core.testing.toys import toy_setup
+
+    item = group("p", [1.0, 1.0, 1.0])
+    for rollout, reason in zip(item.rollouts, ("stop", "length", "abort"), strict=True):
+        rollout.finish_reason = reason
+    batch = toy_setup(tmp_path).require_model().collate([item])
+    assert list(batch.truncated_B) == [False, True, True]
+    assert list(batch.rows([2, 0]).truncated_B) == [True, False]

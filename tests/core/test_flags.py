@@ -25,6 +25,7 @@ LORA = "It waits for a model adapter with LoRA."
 
 # flag: (words after it, keys and values of the resolved run file) or (words, part of the error)
 EFFECTS = {
+    "max_time": ("3h50m", {"run.max_time": "3h50m"}),
     "pretrain": ("org/name", {"model.path": "org/name"}),
     "prompt_data": ("more.jsonl", {"task.path": ["{here}/more.jsonl"]}),
     "prompt_data_probs": ("0.3,0.7 --prompt_data train.jsonl,more.jsonl", {"task.probabilities": [0.3, 0.7]}),
@@ -66,6 +67,10 @@ EFFECTS = {
     "clip_range_lower": ("0.15 --clip_range 0.1", {"loss.clip_low": 0.15, "loss.clip_high": 0.1}),
     "use_clip_higher": ("", {"loss.clip_low": 0.2, "loss.clip_high": 0.3}),
     "loss_agg_mode": ("token-mean", {"loss.aggregation": "token_mean"}),
+    "use_gspo": ("", {"algorithm": "gspo", "loss.use": "gspo", "loss.clip_low": 3e-4, "loss.clip_high": 4e-4}),
+    "use_sequence_rewards": ("--use_gspo", {"loss.use": "gspo", "loss.level": "sequence"}),
+    "use_cpg_loss": ("", {"loss.use": "cpgd", "loss.drift_coef": 0.01}),
+    "advantages_norm": ("--advantage_estimator rloo", {"advantage.use": "rloo", "advantage.normalize": True}),
     "use_dapo": ("", {"algorithm": "dapo", "loss.aggregation": "token_mean"}),
     "normalize_advantages": ("", {"advantage.std": "group"}),
     "advantage_clip": ("5", {"advantage.clip": 5.0}),
@@ -80,6 +85,11 @@ EFFECTS = {
     "overlong_buffer_penalty_factor": ("2 --overlong_buffer", {"shapers[overlong].factor": 2.0}),
     "high_entropy_token_ratio": ("0.2", {"selectors[high_entropy].ratio": 0.2}),
     "select_high_entropy_tokens": ("0.2", {"selectors[high_entropy].ratio": 0.2}),
+    "reward_running_norm": ("", {"shapers[running_norm].minus_mean": False}),
+    "normalize_reward": ("", {"shapers[running_norm].use": "running_norm"}),
+    "reward_running_norm_minus_mean": ("--reward_running_norm", {"shapers[running_norm].minus_mean": True}),
+    "use_fire": ("", {"sampler.use": "fire", "sampler.first_token_temperature": 10.0}),
+    "first_token_temperature": ("7 --use_fire", {"sampler.first_token_temperature": 7.0}),
     "reward_clip": ("4", {"shapers[clip].limit": 4.0}),
     "enable_vllm_is_correction": ("", {"correction.use": "tis", "correction.cap": 2.0}),
     "vllm_is_truncated_threshold": ("3 --enable_vllm_is_correction", {"correction.cap": 3.0}),
@@ -124,17 +134,8 @@ ERRORS = {
     "pretrain_data": ("x.jsonl", "waits for a supervised mix-in beside the policy loss"),
     "freeze_prefix": ("visual", "It waits for a model adapter that freezes parts."),
     "aux_loss_coef": ("0.01", "It waits for a model adapter for mixtures of experts."),
-    "use_gspo": ("", "--use_gspo sets algorithm: gspo, which no installed plugin offers yet. Installed: dapo,"),
-    "use_cpg_loss": ("", "--use_cpg_loss sets loss.use: cpgd, which no installed plugin offers yet."),
-    "use_sequence_rewards": ("", "waits for the algorithm gspo"),
-    "advantages_norm": ("", "It waits for an advantage that whitens; group_norm normalises already, once."),
-    "gamma": ("0.9", "It waits for an advantage with a discount: reinforce or gae."),
+    "gamma": ("0.9", "It waits for an advantage with a discount: reinforce, reinforce_pp or gae."),
     "lambd": ("0.9", "It waits for the advantage gae."),
-    "reward_running_norm": ("", "sets shapers[running_norm].use: running_norm, which no installed plugin offers yet."),
-    "normalize_reward": ("", "--normalize_reward sets shapers[running_norm].use: running_norm, which no"),
-    "reward_running_norm_minus_mean": ("", "sets shapers[running_norm].use: running_norm, which no installed plugin"),
-    "use_fire": ("", "--use_fire sets sampler.use: fire, which no installed plugin offers yet. Installed: plain."),
-    "first_token_temperature": ("10", "It waits for the sampler fire."),
     "engine_tp_size": ("2", SERVER),
     "engine_mem_util": ("0.5", SERVER),
     "enable_engine_sleep": ("", SERVER),
@@ -257,6 +258,7 @@ def test_hyphens_and_equals_signs_work_too(name):
         ("--no_bf16", "strategy.precision", "fp32"),
         ("--no_save_trajectories", "rollouts.save", False),
         ("--no_normalize_advantages", "advantage.std", "none"),
+        ("--no_use_sequence_rewards", "loss.level", "token"),
     ],
 )
 def test_switches_turn_off(word, key, value):
@@ -291,6 +293,39 @@ def test_every_advantage_estimator_is_an_advantage_or_an_algorithm(estimator, ke
     assert (override.key, override.value, errors) == (key, value, [])
 
 
+ESTIMATED = {
+    "group_norm": {"advantage.use": "group_norm", "loss.use": "clip"},
+    "reinforce": {"advantage.use": "reinforce", "loss.use": "clip"},
+    "reinforce++": {"advantage.use": "reinforce_pp", "loss.use": "clip"},
+    "reinforce_baseline": {"advantage.use": "reinforce_pp_baseline", "loss.use": "clip"},
+    "rloo": {"advantage.use": "rloo", "loss.use": "clip"},
+    "grpo": {"algorithm": "grpo", "kl.use": "k3"},
+    "dr_grpo": {"algorithm": "dr_grpo", "advantage.std": "none"},
+    "dapo": {"algorithm": "dapo", "filters[spread].use": "spread"},
+    "cpgd": {"algorithm": "cpgd", "advantage.use": "cpgd", "loss.use": "cpgd", "loss.drift_cap": 0.2},
+    "gspo": {"algorithm": "gspo", "loss.use": "gspo", "loss.clip_high": 4e-4},
+    "gmpo": {"algorithm": "gmpo", "loss.use": "gmpo", "loss.clip_high": 0.4},
+}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATED)
+def test_an_advantage_estimator_has_its_effect_on_the_run(load_run, estimator):
+    plain = load_run(BASE, flags=("--advantage_estimator", estimator)).to_plain()
+    assert {key: look_up(plain, key) for key in ESTIMATED[estimator]} == ESTIMATED[estimator]
+
+
+def test_normalising_twice_is_refused_with_a_reason(run_problems):
+    (text,) = run_problems(BASE, flags=("--advantages_norm",))
+    assert text.startswith(
+        "--advantages_norm (advantage): normalize would be a second normalisation: std: group is one"
+    )
+
+
+def test_flags_for_the_clip_reach_the_loss_that_an_algorithm_brings(load_run):
+    run = load_run(BASE, flags=("--use_gspo", "--clip_range_higher", "0.001"))
+    assert (run.loss.name, run.loss.config.clip_low, run.loss.config.clip_high) == ("gspo", 3e-4, 1e-3)
+
+
 def test_a_flag_works_once_its_component_is_chosen(load_run):
     run = load_run(BASE, flags=("--advantage_estimator", "reinforce", "--gamma", "0.99"))
     assert (run.advantage.name, run.advantage.config.gamma) == ("reinforce", 0.99)
@@ -309,6 +344,10 @@ MISTAKES = {
     "--pretain x": "--pretain: no such flag. Did you mean --pretrain?",
     "--train-batchsize 8": "--train-batchsize: no such flag. Did you mean --train_batch_size?",
     "--actor_lr 1e-6": "--actor_lr: no such flag.",
+    "--group_size 8": "--group_size: no such flag. Did you mean --set sampler.group_size=VALUE?",
+    "--gruop-size 8": "--gruop-size: no such flag. Did you mean --set sampler.group_size=VALUE?",
+    "--learning_rate 1": "--learning_rate: no such flag. Did you mean --actor_learning_rate?",
+    "--lr 1e-6": "--lr: no such flag. Did you mean --set optim.lr=VALUE?",
     "--resum x": "--resum: no such flag. Did you mean --resume?",
     "--loss.clip_high 0.3": "--loss.clip_high: no such flag. Keys of the run file go by --set loss.clip_high=VALUE.",
     "--zzzzzzzzzzzz 3": "--zzzzzzzzzzzz: no such flag. docs/run-file.md lists all flags; keys of the run file go by",

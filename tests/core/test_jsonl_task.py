@@ -126,7 +126,7 @@ def test_content_parts_become_placeholders_in_order(load, tmp_path):
     ("row", "problem"),
     [
         ({"text": "x"}, "no column 'prompt'; the row has text (set task.input_key)"),
-        ({"prompt": None}, "column 'prompt' holds NoneType, expected text or a list of messages"),
+        ({"prompt": None}, "column 'prompt' holds nothing, expected text or a list of messages"),
         ({"prompt": "  "}, "column 'prompt' is empty"),
         ({"prompt": []}, "column 'prompt' holds an empty list"),
         ({"prompt": ["hello"]}, "expected messages with role and content, found 'hello'"),

@@ -1,10 +1,53 @@
 """Ranks come from the launcher's environment, GPUs from CUDA_VISIBLE_DEVICES or nvidia-smi, never from torch."""
 
 import os
+import re
 import stat
+from pathlib import Path
 
 import pytest
 from lightrft_core import launch
+from lightrft_core.rundir import RunDir
+
+SIGNALLING = """
+import os
+import signal
+from pathlib import Path
+
+from lightrft_core import hookimpl
+from lightrft_core.descriptors import Component
+from lightrft_core.sections import Section
+
+LIGHTRFT_API = 1
+
+
+class Config(Section):
+    number: int
+
+
+class Signals:
+    def __init__(self, config, setup):
+        self.number, self.rank = config.number, setup.world.rank
+
+    def on_step(self, report):
+        if self.rank == 0 and report.step == 2:
+            status = Path(f"/proc/{os.getppid()}/status").read_text()  # torchrun's; its parent is what the user started
+            os.kill(int(status.split("PPid:")[1].split()[0]), self.number)
+
+    def on_evaluation(self, step, metrics):
+        pass
+
+    def on_save(self, step, path):
+        pass
+
+    def on_end(self, status):
+        pass
+
+
+@hookimpl
+def lightrft_callbacks():
+    yield Component(name="signals", target=__file__ + ":Signals", config=__file__ + ":Config", summary=".")
+"""
 
 
 @pytest.fixture
@@ -50,10 +93,41 @@ def test_nvidia_smi_is_asked(bare, tmp_path, script, num):
     assert launch.num_gpus() == num
 
 
-def test_torchrun_passes_the_exit_code_on_and_shares_the_cores(bare, tmp_path, capfd):
+def test_the_ranks_exit_code_and_words_come_through(bare, capfd):
     bare.setenv("PATH", os.defpath)
-    bare.delenv("OMP_NUM_THREADS", raising=False)
-    assert launch.torchrun(1, ["--version"]) == 0
-    assert "lightrft " in capfd.readouterr().out
     assert launch.torchrun(1, ["train", "nowhere.yaml"]) != 0
     assert "nowhere.yaml: no such run file" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_to_what_the_user_started_stops_all_ranks_with_a_checkpoint(lightrft, tmp_path):
+    (tmp_path / "signals.py").write_text(SIGNALLING)
+    settings = (
+        "plugins=[./signals.py]",
+        "callbacks=[{use: signals, number: 15}]",
+        "run.name=one",
+        "run.steps=100000",
+        "sampler.group_size=2",
+        "sampler.prompts_per_step=2",
+        "optim.batch_size=4",
+        "strategy.micro_batch_size=2",
+        "evaluation.task=null",
+        "checkpoint.every=1000",
+        "trackers=[]",
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = lightrft("train", "quickstart", "--processes", "2", *words, timeout=120)
+    assert done.returncode == 75, done.stderr[-3000:]
+    status = RunDir(tmp_path / "runs" / "one").read_status()
+    assert (status.state, status.exit_code) == ("stopped", 75)
+    [step] = [int(found) for found in re.findall(r"stopped after step (\d+) \(SIGTERM\)", status.reason)]
+    assert [path.name for path in (tmp_path / "runs/one/checkpoints").iterdir()] == [f"step_{step:06d}"]
+    assert f"lightrft train --resume {tmp_path / 'runs' / 'one'}" in done.stderr
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in read(path)]
+
+
+def read(path):
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

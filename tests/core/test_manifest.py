@@ -4,7 +4,8 @@ import subprocess
 import sys
 from importlib import metadata
 
-from lightrft_core.manifest import commit, describe, versions
+from lightrft_core.flat_keys import flatten
+from lightrft_core.manifest import bundle, commit, describe, versions
 from lightrft_core.overrides import parse_set
 from lightrft_core.plugins import Plugins
 from lightrft_core.runfile import load_run_file
@@ -44,6 +45,25 @@ def test_the_manifest_names_every_choice_of_the_formula_and_the_one_place_that_n
     assert formula["kl"]["options"]["place"] == "loss"
     assert formula["rewards"][0]["options"]["weight"] == 0.5
     assert "correction" not in formula
+
+
+def test_every_setting_of_every_bundle_is_written_with_its_value(load_run, plugins):
+    algorithms = [offer.descriptor for offer in plugins.offers("algorithm")]
+    assert {"grpo", "dr_grpo", "dapo"} <= {algorithm.name for algorithm in algorithms}
+    for algorithm in algorithms:
+        written = json.loads(json.dumps(bundle(algorithm, load_run(sets=[f"algorithm={algorithm.name}"]))))
+        assert written["settings"] == flatten(json.loads(json.dumps(algorithm.sections))), algorithm.name
+        assert written["changed"] == {}, algorithm.name
+        assert written["name"] == algorithm.name
+        assert written["formula"] == algorithm.formula
+
+
+def test_a_setting_that_the_user_overrides_is_written_beside_the_bundles(load_run, plugins):
+    algorithm = plugins.find("algorithm", "grpo", where="")
+    written = bundle(algorithm, load_run(sets=["loss.clip_high=0.28", "kl=none"]))
+    assert written["settings"]["loss.clip_high"] == 0.28
+    assert written["settings"]["kl.coef"] == "not set"
+    assert written["changed"] == {"loss.clip_high": 0.2, "kl.use": "k3", "kl.place": "loss", "kl.coef": 0.001}
 
 
 def test_versions_are_read_without_importing_anything():

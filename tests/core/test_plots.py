@@ -3,7 +3,7 @@ import builtins
 import pytest
 from lightrft_core.errors import UserError
 from lightrft_core.metrics_file import metrics_line
-from lightrft_core.plots import plot_run, plot_runs
+from lightrft_core.plots import plot_bands, plot_run, plot_runs
 from lightrft_core.rundir import RunDir
 
 pytest.importorskip("matplotlib")
@@ -45,6 +45,14 @@ def test_a_metric_that_nobody_has_is_named(tmp_path):
 def test_nothing_to_draw_is_said(tmp_path):
     with pytest.raises(UserError, match="nothing to plot"):
         plot_runs({"a": {}}, tmp_path / "x.png")
+
+
+def test_bands_are_drawn_per_name_where_all_its_runs_have_the_step(tmp_path):
+    short, long = [(0, 0.1), (10, 0.5)], [(0, 0.2), (10, 0.7), (20, 0.8)]
+    one = plot_bands({"a": [short, long], "b": [long]}, tmp_path / "new/one.png", label="score", level=0.5)
+    assert png_size(one) == png_size(plot_bands({"a": [long]}, tmp_path / "two.png", label="score"))
+    with pytest.raises(UserError, match="nothing to plot: no run was finished"):
+        plot_bands({}, tmp_path / "none.png", label="score")
 
 
 def test_a_run_draws_itself_into_its_plots_folder(tmp_path):

@@ -134,3 +134,11 @@ def test_an_unknown_ending_lists_the_known_ones(tmp_path):
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=r"Known endings: \.jsonl, \.ndjson, \.json, \.csv, \.parquet"):
         data_files(str(tmp_path / "a.txt"), None)
+
+
+def test_a_missing_file_is_not_taken_for_a_data_set_on_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"no file or folder 'gone\.jsonl'\. Looked from {tmp_path}\."):
+        data_files("gone.jsonl", None)
+    with pytest.raises(UserError, match=r"load_dataset\('openai/gsm8k'\)\['train'\]"):
+        data_files("openai/gsm8k", None)

@@ -71,6 +71,13 @@ def test_a_run_is_found_by_path_or_name_and_a_near_name_is_offered(tmp_path):
         RunDir.find("oter", tmp_path)
 
 
+def test_a_folder_with_a_runs_name_does_not_hide_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "otter").mkdir()
+    RunDir.create(tmp_path / "runs", "otter").write_run_file("run: {}\n")
+    assert RunDir.find("otter").path == tmp_path / "runs/otter"
+
+
 def test_all_lists_runs_only(tmp_path):
     RunDir.create(tmp_path, "a").write_run_file("run: {}\n")
     (tmp_path / "folder").mkdir()

@@ -1,6 +1,8 @@
 """A run from its folder to its exit, with the quickstart model: what it leaves behind, however it ends."""
 
 import json
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from lightrft_core.metrics_file import metrics_line
 from lightrft_core.rundir import RunDir
 from lightrft_core.session import Session, checkpoint_of, find_run
 from lightrft_core.store import RolloutStore
+from lightrft_core.trainer import Trainer
 
 from tests.core.real_run import small_run_file
 
@@ -60,23 +63,49 @@ def lightrft_callbacks():
 """
 
 
+class Sessions:
+    """Builds sessions of one run, whose end a listener hears."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.said = folder, []
+        (folder / "listener.py").write_text(CALLBACK)
+
+    def __call__(self, *sets: str, on_step: str = "nothing") -> Session:
+        listener = f"callbacks=[{{use: listener, path: {self.folder / 'heard'}, on_step: {on_step}}}]"
+        plugin = f"plugins=[{self.folder / 'listener.py'}]"
+        run_file, plugins = small_run_file(plugin, listener, "trackers=[jsonl]", *sets)
+        path = self.folder / "runs" / "one"
+        run_dir = RunDir(path) if path.exists() else RunDir.create(path.parent, "one")
+        run_dir.write_run_file(run_file.to_yaml())
+        return Session(run_file, plugins, run_dir, self.said.append)
+
+    def heard(self) -> list[str]:
+        return (self.folder / "heard").read_text().split()
+
+
 @pytest.fixture
 def session(tmp_path):
-    """Builds the session of one run, which the listener hears the end of."""
-    plugin = tmp_path / "listener.py"
-    plugin.write_text(CALLBACK)
-    said: list[str] = []
+    return Sessions(tmp_path)
 
-    def make(*sets, on_step="nothing"):
-        heard = f"callbacks=[{{use: listener, path: {tmp_path / 'heard'}, on_step: {on_step}}}]"
-        run_file, plugins = small_run_file(f"plugins=[{plugin}]", heard, "trackers=[jsonl]", *sets)
-        folder = tmp_path / "runs" / "one"
-        run_dir = RunDir(folder) if folder.exists() else RunDir.create(folder.parent, "one")
-        run_dir.write_run_file(run_file.to_yaml())
-        return Session(run_file, plugins, run_dir, said.append)
 
-    make.said, make.heard = said, lambda: (tmp_path / "heard").read_text().split()
-    return make
+@dataclass
+class Ended:
+    """A run that went to its end."""
+
+    sessions: Sessions
+    session: Session
+    trainer: Trainer
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    sessions = Sessions(tmp_path_factory.mktemp("ended"))
+    run = sessions("kl={use: k3, coef: 0.01}", "checkpoint.every=1")
+    root, ours = logging.getLogger(), logging.getLogger("lightrft_core")
+    before = (list(root.handlers), ours.level)
+    trainer = run.train(resume=False)
+    assert (root.handlers, ours.level) == before
+    return Ended(sessions, run, trainer)
 
 
 def steps(run_dir):
@@ -90,41 +119,27 @@ def stored(run_dir):
     return sorted(found)
 
 
-def test_a_run_that_ends_leaves_everything_in_its_folder(session):
-    run = session()
-    trainer = run.train(resume=False)
-    assert trainer.step_done == 2
+def test_a_run_that_ends_leaves_everything_in_its_folder(ended):
+    run = ended.session
+    assert ended.trainer.step_done == 2
     status = run.run_dir.read_status()
     assert (status.state, status.reason, status.exit_code) == ("done", "", 0)
-    assert session.heard() == ["done"]
+    assert ended.sessions.heard()[0] == "done"
     assert steps(run.run_dir) == [0, 1, 2, 2]
     assert checkpoint_of(run.run_dir, None).step == 2
     assert {step for step, *_ in stored(run.run_dir)} == {0, 1, 2}
-    assert [line for line in session.said if line.startswith("self-test passed: ")]
+    assert [line for line in ended.sessions.said if line.startswith("self-test passed: ")]
 
 
-def test_the_log_tells_what_happened(session):
-    run = session()
-    run.train(resume=False)
-    text = run.run_dir.log.read_text()
+def test_the_log_tells_what_happened(ended):
+    text = ended.session.run_dir.log.read_text()
     assert "INFO lightrft_core.trainer: evaluation at step 0: {" in text
     assert "INFO lightrft_core.trainer: saved " in text
     assert "step_000002" in text
 
 
-def test_the_log_file_is_closed_and_the_level_put_back(session):
-    import logging
-
-    handlers, level = list(logging.getLogger().handlers), logging.getLogger("lightrft_core").level
-    session().train(resume=False)
-    assert logging.getLogger().handlers == handlers
-    assert logging.getLogger("lightrft_core").level == level
-
-
-def test_the_manifest_holds_data_hashes_formula_and_versions(session):
-    run = session("kl={use: k3, coef: 0.01}")
-    trainer = run.train(resume=False)
-    manifest = run.run_dir.read_manifest()
+def test_the_manifest_holds_data_hashes_formula_and_versions(ended):
+    trainer, manifest = ended.trainer, ended.session.run_dir.read_manifest()
     assert manifest["data"] == {
         "task": trainer.parts.task.fingerprint(),
         "evaluation": trainer.parts.evaluator.task.fingerprint(),
@@ -222,9 +237,8 @@ def test_metrics_and_rollouts_of_a_killed_step_are_cut_off(session):
     assert "lost" not in {prompt_id for _, _, prompt_id, _, _ in stored(run.run_dir)}
 
 
-def test_a_run_that_is_done_resumes_to_nothing(session):
-    session().train(resume=False)
-    again = session()
+def test_a_run_that_is_done_resumes_to_nothing(ended):
+    again = ended.sessions("kl={use: k3, coef: 0.01}", "checkpoint.every=1")
     before = again.run_dir.metrics.read_text()
     again.train(resume=True)
     assert again.run_dir.metrics.read_text() == before
@@ -246,9 +260,8 @@ def test_without_a_store_or_self_test_the_run_is_the_same(session):
     assert not [line for line in session.said if line.startswith("self-test")]
 
 
-def test_checkpoints_are_found_by_step_and_missing_ones_named(session):
-    run = session("checkpoint.every=1")
-    run.train(resume=False)
+def test_checkpoints_are_found_by_step_and_missing_ones_named(ended):
+    run = ended.session
     assert checkpoint_of(run.run_dir, 1).step == 1
     with pytest.raises(UserError, match=r"no intact checkpoint of step 9\. Checkpoints there: 1, 2\."):
         checkpoint_of(run.run_dir, 9)

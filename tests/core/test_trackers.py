@@ -1,4 +1,5 @@
 import importlib
+import io
 import json
 import os
 import pty
@@ -14,11 +15,12 @@ from lightrft_core.errors import EnvironmentUnfit, UserError
 from lightrft_core.metrics_file import read_metrics
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import ModelSection, OptimSection, RunSection, SamplerSection
-from lightrft_core.trackers.console import ConsoleConfig, ConsoleTracker, sparkline
+from lightrft_core.trackers.console import ConsoleConfig, ConsoleTracker, Course, display, sparkline
 from lightrft_core.trackers.jsonl import JsonlConfig, JsonlTracker
 from lightrft_core.trackers.tensorboard import TensorboardConfig, TensorboardTracker
 from lightrft_core.trackers.wandb import WandbConfig, WandbTracker
 from lightrft_core.trackers.wording import duration, health, held_out, thousands
+from rich.console import Console
 
 METRICS = {
     "reward/mean": 0.4123, "accuracy": 0.375, "completion/length": 214.4, "completion/truncated_fraction": 0.012,
@@ -143,6 +145,23 @@ def test_on_a_terminal_the_display_is_live_and_hostile_completions_are_inert(tmp
     assert "\\x1b]0;owned\\x07[bold red]good[/bold red]" in screen
     assert "bad\\x1b[2J" in screen
     assert screen.rindex("\x1b[?25h") < screen.rindex("after"), "the cursor is given back"
+
+
+def test_what_filters_left_of_a_step_is_shown():
+    assert ("kept", "43.8%") in health({"reward/mean": 0.9, "filter/kept_fraction": 0.4375})
+    assert "kept" not in dict(health({"reward/mean": 0.9}))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_progress_line_fits_the_terminal_however_long_the_run(width):
+    course = Course(1000, lambda: 0.0)
+    for step in range(1, 101):
+        course.note(report(step, {"reward/mean": step / 100}))
+    console = Console(width=width, file=io.StringIO())
+    console.print(display(report(100, {"reward/mean": 1.0}), course, [], console))
+    first, second, *_ = console.file.getvalue().splitlines()
+    assert first.startswith("step 100/1000")
+    assert second.startswith("reward 1.000")
 
 
 def test_metrics_jsonl_has_a_line_per_step_and_evaluation(tmp_path):

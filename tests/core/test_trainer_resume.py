@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 from lightrft_core.data import StepStats
-from lightrft_core.errors import RunFailed, StoppedEarly
+from lightrft_core.errors import NothingToTrain, RunFailed, StoppedEarly
+from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm
+from lightrft_core.protocols import SoloWorld
 from lightrft_core.sections import CheckpointSection, EvaluationSection, KLSection, OptimSection, RunSection
 
 from tests.core.toy_run import NotingEngine, NotingStrategy, Options, toy_run
@@ -220,3 +222,14 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(tmp_path):
         run.trainer.run()
     assert run.journal.events.count("train") == 3
     assert run.tracker.reports[0].metrics["train/skipped_steps"] == 2.0
+
+
+def test_a_step_without_groups_fails_after_the_state_before_it_was_saved(tmp_path):
+    trainer = toy_run(tmp_path, Options(steps=3, evaluation=QUIET)).trainer
+    trainer.step()
+    position = trainer.state()["parts"]["task"]
+    trainer.parts.filters = Filters([("none", lambda group: False)], 1, SoloWorld())
+    with pytest.raises(NothingToTrain, match="dropped every group"):
+        trainer.run()
+    saved = trainer.parts.checkpoints.newest()
+    assert (saved.step, saved.state["parts"]["task"]) == (1, position)

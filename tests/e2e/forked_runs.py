@@ -6,6 +6,7 @@ until it is done; then the next is begun, until there were enough kills. Prints 
     python forked_runs.py RUN.yaml FOLDER NUM_KILLS SEED
 """
 
+import contextlib
 import json
 import os
 import random
@@ -68,20 +69,30 @@ def finish(pid: int) -> None:
 def kill(pid: int, moment: Moment, checkpoints: Path) -> str | None:
     """Kill -9 at the moment; returns what it hit, or None where the child was done before."""
     due = None if moment.is_in_save else time.monotonic() + moment.delay
+    left_over = unfinished(checkpoints)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done and status:
             raise SystemExit(f"a run ended with status {os.waitstatus_to_exitcode(status)}")
         if done:
             return None
-        if due is None and any(checkpoints.glob("tmp_*")):
+        if due is None and unfinished(checkpoints) - left_over:
             due = time.monotonic() + moment.delay
         if due is not None and time.monotonic() >= due:
             break
         time.sleep(0.0002)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return "a save" if any(checkpoints.glob("*tmp_*")) else "a step"
+    return "a save" if unfinished(checkpoints) - left_over else "a step"
+
+
+def unfinished(checkpoints: Path) -> set[tuple[str, int]]:
+    """Checkpoints being written, or left so by an earlier kill, with the time of their last change."""
+    found = set()
+    for path in checkpoints.glob("tmp_*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def moments(draw: random.Random, whole: float) -> Iterator[Moment]:

@@ -32,7 +32,8 @@ def write_rows(path: Path, num: int, seed: int) -> None:
             )
             answer = (
                 f"The tea brings {count}*{price}=<<{count}*{price}={count * price}>>{count * price} dollars.\n"
-                f"Altogether she makes ${count * price}+{rest}=<<{count * price}+{rest}={total}>>{total}.\n#### {total:,}"
+                f"Altogether she makes ${count * price}+{rest}=<<{count * price}+{rest}={total}>>{total}.\n"
+                f"#### {total:,}"
             )
             file.write(json.dumps({"question": question, "answer": answer}) + "\n")
 

@@ -46,8 +46,8 @@ def killed(tmp_path_factory, tiny_run) -> Killed:
 @pytest.mark.slow
 def test_runs_killed_twenty_times_equal_the_undisturbed_one(killed, run_facts):
     assert len(killed.hits) == NUM_KILLS
-    assert killed.hits.count("a save") >= 5
-    assert killed.hits.count("a step") >= 5
+    assert killed.hits.count("a save") >= 3
+    assert killed.hits.count("a step") >= 3
     expected = run_facts(killed.folder / "undisturbed")
     assert [line["step"] for line in expected["metrics"]] == [0, 1, 2, 3, 3, 4, 4]
     assert len(expected["rollouts"]) == 4 * 16 + 3 * 8

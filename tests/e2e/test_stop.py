@@ -145,4 +145,7 @@ def test_a_disk_that_is_full_during_a_save_leaves_the_old_checkpoint_intact(ligh
     assert f"Make room, then go on with `lightrft train --resume {tmp_path}/runs/tiny`" in full.stderr
     assert "Traceback" not in full.stderr
     assert Checkpoints(tmp_path / "runs/tiny/checkpoints", 2).newest().step == 2
-    assert sorted(path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()) == ["step_000001", "step_000002"]
+    assert sorted(path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()) == [
+        "step_000001",
+        "step_000002",
+    ]

@@ -1,12 +1,14 @@
 """The text adapter: what it renders, collates, refuses and exports."""
 
 import json
+import logging
 
 import pytest
 import torch
 from lightrft_core.data import Media, Prompt
 from lightrft_core.errors import UserError
 from lightrft_engines.config import TextConfig
+from lightrft_engines.hub import quietly
 from lightrft_engines.text import TextAdapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,6 +29,15 @@ def question(text: str = "1+1?", **changes) -> Prompt:
 def test_the_chat_template_ends_where_the_completion_starts(adapter):
     pieces = adapter.pieces(adapter.render(question("a b")))
     assert "".join(pieces) == "<|user|>a b<|end|><|assistant|>"
+
+
+def test_tokens_that_make_up_one_character_show_it_once(kit, quickstart_model):
+    adapter = build(kit, quickstart_model)
+    ids = adapter.encode("四 🤖 x")
+    pieces = adapter.pieces(ids)
+    assert len(pieces) == len(ids) > 6
+    assert "".join(pieces) == "四 🤖 x"
+    assert adapter.pieces(ids[:1]) == ["\ufffd"]
 
 
 def test_a_tokenizer_without_template_joins_contents_and_says_so(kit, tmp_path, caplog):
@@ -169,3 +180,20 @@ def test_our_attention_is_refused_where_scores_are_capped(kit, tmp_path):
     assert build(kit, folder).load("policy").config._attn_implementation == "eager"
     with pytest.raises(UserError, match=r"model\.attention: .*caps its attention scores"):
         build(kit, folder, attention="lightrft").load("policy")
+
+
+def test_the_hubs_report_of_each_retry_is_kept_away_while_a_model_is_read(caplog):
+    hub = logging.getLogger("huggingface_hub")
+    with quietly():
+        hub.warning("Retrying in 1s")
+    assert caplog.text == ""
+    hub.warning("all the rest is heard")
+    assert "all the rest" in caplog.text
+
+
+def test_completions_that_did_not_end_by_themselves_are_marked(kit, qwen_folder):
+    groups = kit.groups()
+    for index, rollout in enumerate(groups[0].rollouts):
+        rollout.finish_reason = ("stop", "length", "abort", "stop")[index]
+    adapter = TextAdapter(TextConfig(path=str(qwen_folder)), kit.setup(qwen_folder))
+    assert adapter.collate(groups).truncated_B.tolist() == [False, True, True, False, False, False, False, False]

@@ -49,6 +49,16 @@ print(json.dumps({
 }))
 """
 
+STRANGERS_RUN = f"""
+algorithm: grpo
+model: {{path: {ROOT / "recipes/quickstart-model"}}}
+task: {{path: ./sums.jsonl}}
+sampler: {{group_size: 4, prompts_per_step: 2, max_new_tokens: 8}}
+rewards: [{{use: final_number, near_miss: 0.1}}]
+loss: {{use: careful, mistake_weight: 0.25}}
+run: {{name: sums, steps: 2}}
+"""
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -210,3 +220,14 @@ def test_a_strangers_wheel_is_listed_beside_core_algos_and_engines(install):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "loss.careful" in done.stdout
     assert "reward.final_number" in done.stdout
+
+
+def test_a_strangers_loss_and_reward_train_beside_core_algos_and_engines(install):
+    environment = install("lightrft-core", "lightrft-algos", "lightrft-engines", "lightrft-stranger")
+    (environment.path / "sums.jsonl").write_text('{"prompt": "1+1?", "ground_truth": "2"}\n' * 4)
+    (environment.path / "run.yaml").write_text(STRANGERS_RUN)
+    done = environment.run("-m", "lightrft_core.cli.main", "train", "run.yaml")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (environment.path / "runs/sums/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all("reward/final_number" in line and line["reward/unscored_fraction"] == 0 for line in lines)

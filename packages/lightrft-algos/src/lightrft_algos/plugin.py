@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from lightrft_core import hookimpl
 from lightrft_core.descriptors import Algorithm, Component
 
+from lightrft_algos.around import CORRECTIONS, FILTERS, SAMPLERS, SELECTORS, SHAPERS
 from lightrft_algos.bundles import ALGORITHMS
 
 LIGHTRFT_API = 1
@@ -45,6 +46,32 @@ def lightrft_advantages() -> Iterable[Component]:
         formula="A_t = sum over s >= t of gamma^(s-t) r_s, R added at the last token",
         paper="Williams 1992, doi:10.1007/BF00992696",
     )
+    yield Component(
+        name="reinforce_pp",
+        target="lightrft_algos.advantages.reinforce_pp:reinforce_pp",
+        config="lightrft_algos.advantages.reinforce_pp:ReinforcePPConfig",
+        summary="The discounted return, whitened over the tokens of all ranks; no group.",
+        formula="A_t = whiten(sum over s >= t of gamma^(s-t) r_s), R added at the last token",
+        paper="arXiv:2501.03262",
+    )
+    yield Component(
+        name="reinforce_pp_baseline",
+        target="lightrft_algos.advantages.reinforce_pp_baseline:reinforce_pp_baseline",
+        config="lightrft_algos.advantages.reinforce_pp_baseline:ReinforcePPBaselineConfig",
+        summary="Reward against the siblings' mean, whitened over the tokens of all ranks.",
+        needs=frozenset({"groups"}),
+        formula="A_i = whiten(R_i - mean_g)",
+        paper="arXiv:2501.03262",
+    )
+    yield Component(
+        name="cpgd",
+        target="lightrft_algos.advantages.cpgd:cpgd",
+        config="lightrft_algos.advantages.cpgd:CpgdAdvantageConfig",
+        summary="Reward against the siblings' mean, times a weight of the group.",
+        needs=frozenset({"groups"}),
+        formula="A_i = w_g (R_i - mean_g), w_g = 1 / (std_g + 1e-6), 1, or min(groups / differing groups, 3)",
+        paper="arXiv:2505.12504",
+    )
 
 
 @hookimpl
@@ -58,6 +85,59 @@ def lightrft_losses() -> Iterable[Component]:
         provides=frozenset({"zero_without_advantage"}),
         formula="L_t = -min(r A, clip(r, 1 - low, 1 + high) A), r = exp(l - l_old)",
         paper="arXiv:1707.06347",
+    )
+    yield Component(
+        name="gspo",
+        target="lightrft_algos.losses.gspo:gspo",
+        config="lightrft_algos.losses.gspo:GspoConfig",
+        summary="Ratio and clip of whole sequences, or the same with each token's own advantage.",
+        provides=frozenset({"zero_without_advantage"}),
+        formula="L = -min(s A, clip(s, 1 - low, 1 + high) A), s = exp(mean_t (l - l_old))",
+        paper="arXiv:2507.18071",
+    )
+    yield Component(
+        name="gmpo",
+        target="lightrft_algos.losses.gmpo:gmpo",
+        config="lightrft_algos.losses.gmpo:GmpoConfig",
+        summary="The geometric mean of token ratios, clipped token by token in log space.",
+        provides=frozenset({"zero_without_advantage"}),
+        formula="L = -A exp(mean_t e_t), e = sgn min(sgn d, sgn clip(d, -low, high)), d = l - l_old, sgn = sign(A)",
+        paper="arXiv:2507.20673",
+    )
+    yield Component(
+        name="cpgd",
+        target="lightrft_algos.losses.cpgd:cpgd",
+        config="lightrft_algos.losses.cpgd:CpgdConfig",
+        summary="Policy gradient clipped in log space, with a drift term towards the old policy.",
+        formula="L_t = -min(d A, clip(d, ln(1 - low), ln(1 + high)) A) + alpha (exp(d) - 1 - d), d = l - l_old",
+        paper="arXiv:2505.12504",
+    )
+    yield Component(
+        name="cispo",
+        target="lightrft_algos.losses.cispo:cispo",
+        config="lightrft_algos.losses.cispo:CispoConfig",
+        summary="Clipped importance weights on the policy gradient: no token loses its gradient.",
+        provides=frozenset({"zero_without_advantage"}),
+        formula="L_t = -sg[clip(r, 1 - low, 1 + high)] A l",
+        paper="arXiv:2506.13585",
+    )
+    yield Component(
+        name="sapo",
+        target="lightrft_algos.losses.sapo:sapo",
+        config="lightrft_algos.losses.sapo:SapoConfig",
+        summary="A sigmoid gate instead of a clip, with a temperature for either sign of the advantage.",
+        provides=frozenset({"zero_without_advantage"}),
+        formula="L_t = -(4 / tau) sigmoid(tau (r - 1)) A",
+        paper="arXiv:2511.20347",
+    )
+    yield Component(
+        name="reinforce",
+        target="lightrft_algos.losses.reinforce:reinforce",
+        config="lightrft_algos.losses.reinforce:ReinforceLossConfig",
+        summary="The policy gradient itself, without a ratio.",
+        provides=frozenset({"zero_without_advantage"}),
+        formula="L_t = -A l",
+        paper="Williams 1992, doi:10.1007/BF00992696",
     )
 
 
@@ -97,71 +177,28 @@ def lightrft_kls() -> Iterable[Component]:
 @hookimpl
 def lightrft_samplers() -> Iterable[Component]:
     """Samplers."""
-    yield Component(
-        name="plain",
-        target="lightrft_algos.samplers.plain:PlainSampler",
-        config="lightrft_algos.samplers.plain:PlainConfig",
-        summary="Every prompt continued group_size times, each sibling from its own seed.",
-    )
+    return SAMPLERS
 
 
 @hookimpl
 def lightrft_filters() -> Iterable[Component]:
     """Filters."""
-    yield Component(
-        name="spread",
-        target="lightrft_algos.filters.spread:spread",
-        config="lightrft_algos.filters.spread:SpreadConfig",
-        summary="Dynamic sampling: groups whose siblings do not differ in the task's metric are drawn anew.",
-        needs=frozenset({"groups"}),
-        formula="keep if max_g - min_g >= min_spread",
-        paper="arXiv:2503.14476",
-    )
+    return FILTERS
 
 
 @hookimpl
 def lightrft_shapers() -> Iterable[Component]:
     """Shapers."""
-    yield Component(
-        name="overlong",
-        target="lightrft_algos.shapers.overlong:OverlongShaper",
-        config="lightrft_algos.shapers.overlong:OverlongConfig",
-        summary="A penalty that grows over the last tokens before the length limit.",
-        formula="R += min(0, (max - buffer - length) / buffer) * factor",
-        paper="arXiv:2503.14476",
-    )
-    yield Component(
-        name="clip",
-        target="lightrft_algos.shapers.clip:ClipShaper",
-        config="lightrft_algos.shapers.clip:ClipRewardConfig",
-        summary="Rewards held within a band.",
-        formula="R = min(max(R, -limit), limit)",
-    )
+    return SHAPERS
 
 
 @hookimpl
 def lightrft_selectors() -> Iterable[Component]:
     """Token selectors."""
-    yield Component(
-        name="high_entropy",
-        target="lightrft_algos.selectors.high_entropy:high_entropy",
-        config="lightrft_algos.selectors.high_entropy:HighEntropyConfig",
-        summary="Train only the tokens at which the policy was least sure.",
-        needs=frozenset({"entropy"}),
-        formula="keep tokens with H_t >= the (1 - ratio) quantile of the whole batch",
-        paper="arXiv:2506.01939",
-    )
+    return SELECTORS
 
 
 @hookimpl
 def lightrft_corrections() -> Iterable[Component]:
     """Corrections of the gap between engine and trainer."""
-    yield Component(
-        name="tis",
-        target="lightrft_algos.corrections.tis:tis",
-        config="lightrft_algos.corrections.tis:TisConfig",
-        summary="Truncated importance weights, per token or per sequence, with the gap as metrics.",
-        needs=frozenset({"old_logprobs"}),
-        formula="w = min(exp(l_old - l_engine), cap)",
-        paper="fengyao.notion.site/off-policy-rl",
-    )
+    return CORRECTIONS

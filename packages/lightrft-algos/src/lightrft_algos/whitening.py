@@ -3,7 +3,7 @@
     A' = (A - mean) / sqrt(max(var, 1e-8)),  var with n
 
 The floor under the variance is REINFORCE++'s (arXiv:2501.03262, equation 9; OpenRLHF's experience maker). At most one
-normalisation happens in a run: what divides by a group's spread already refuses this one (`one_normalisation`).
+normalisation happens in a run: what divides by a group's spread already refuses this one.
 """
 
 from lightrft_core.data import Batch, Tensor
@@ -33,9 +33,3 @@ def finished(values_BT: Tensor, batch: Batch, limit: float | None) -> Tensor:
     """What an advantage returns: clipped to +-`limit` where given, of the rewards' type, without -0. [B, T]."""
     limited_BT = values_BT if limit is None else values_BT.clamp(-limit, limit)
     return (limited_BT + 0.0).to(batch.rewards_B.dtype).masked_fill(~batch.mask_BT, 0.0)
-
-
-def one_normalisation(normalize: bool, other: str) -> None:
-    """Raise `ValueError` where `normalize` would be the second normalisation in a row, after `other`."""
-    if normalize:
-        raise ValueError(f"normalize would be a second normalisation: {other} is one already. Leave it out")

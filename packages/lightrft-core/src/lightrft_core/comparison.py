@@ -5,7 +5,9 @@ algorithm is compared as it is: what its bundle sets wins over the run file, and
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
@@ -19,7 +21,7 @@ from lightrft_core.flat_keys import flat_run_file, flatten
 from lightrft_core.kinds import BY_SECTION
 from lightrft_core.layers import merge_layers
 from lightrft_core.nodes import Node, Plain
-from lightrft_core.overrides import Override, parse_set
+from lightrft_core.overrides import parse_set
 from lightrft_core.plugins import Plugins
 from lightrft_core.recipe_files import find_recipe, shown
 from lightrft_core.redaction import redact
@@ -89,7 +91,8 @@ def plan(question: Question, plugins: Plugins | None = None) -> Plan:
         try:
             plugins, sets, replaced = _settings(question, algorithm, path, plugins)
             given_way |= dict.fromkeys(replaced)
-            trials += _trials(question, algorithm, path, sets, plugins)
+            with nullcontext() if question.keeps_file else _told_once():
+                trials += _trials(question, algorithm, path, sets, plugins)
         except Problems as found:
             problems += [problem for problem in found.problems if str(problem) not in map(str, problems)]
         except UserError as problem:
@@ -98,6 +101,17 @@ def plan(question: Question, plugins: Plugins | None = None) -> Plan:
         raise Problems(problems)
     seeds = list(dict.fromkeys(trial.seed for trial in trials))
     return Plan(tuple(sorted(trials, key=lambda trial: seeds.index(trial.seed))), tuple(given_way))
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """`given_way` says what each reading of the file would warn of: options that go with another algorithm."""
+    layers = logging.getLogger("lightrft_core.layers")
+    before, layers.disabled = layers.disabled, True
+    try:
+        yield
+    finally:
+        layers.disabled = before
 
 
 def _refuse_repeated(algorithms: Sequence[str]) -> None:
@@ -115,14 +129,16 @@ def _settings(
     if plugins is None:
         plugins = load_plugins(path, [parse_set(text) for text in question.sets])
     bundle = cast(Algorithm, plugins.find("algorithm", algorithm, where="--algorithms"))
-    restored, replaced = ([], []) if question.keeps_file else _own_settings(path, bundle, plugins)
+    restored, replaced = ([], []) if question.keeps_file else _own_settings(path, algorithm, bundle, plugins)
     asked = [*question.sets, *question.own_sets.get(algorithm, ())]
     return plugins, [f"algorithm={algorithm}", *restored, *asked], replaced
 
 
-def _own_settings(path: Path, bundle: Algorithm, plugins: Plugins) -> tuple[list[str], list[str]]:
+def _own_settings(path: Path, name: str, bundle: Algorithm, plugins: Plugins) -> tuple[list[str], list[str]]:
     """`--set` texts that put back what the run file overrides of the bundle, and those keys."""
-    tree = merge_layers(read_yaml(path, shown(path)), [Override("algorithm", bundle.name, "--set")], plugins, [])
+    file = read_yaml(path, shown(path))
+    file.fields()["algorithm"] = Node(name, file.origin)
+    tree = merge_layers(file, [], plugins, [])
     sets: list[str] = []
     replaced: list[str] = []
     for section, wanted in bundle.sections.items():

@@ -7,12 +7,15 @@ from lightrft_core.descriptors import Algorithm, Command, Component, Descriptor,
 from lightrft_core.loading import split_target
 from lightrft_core.requirements import is_requirement
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NAME = re.compile(_WORD)
+_BUNDLE = re.compile(rf"({_WORD}/)?{_WORD}")  # an algorithm may name the library that it takes after: verl/grpo
 
 
 def descriptor_problem(descriptor: Descriptor) -> str | None:
     """What is wrong with it, in a few words; None where nothing is."""
-    if not isinstance(descriptor.name, str) or not _NAME.fullmatch(descriptor.name):
+    pattern = _BUNDLE if isinstance(descriptor, Algorithm) else _NAME
+    if not isinstance(descriptor.name, str) or not pattern.fullmatch(descriptor.name):
         return "a name is made of letters, digits, '_', '-' and '.'"
     if not isinstance(descriptor.summary, str) or not descriptor.summary.strip():
         return "`summary` must be a sentence"

@@ -53,6 +53,10 @@ class RunFailed(LightRFTError):
     """A run cannot go on, for a reason that its owner can understand and act on."""
 
 
+class NothingToTrain(RunFailed):
+    """A step was left without any group to train on; the state before it is whole and was saved."""
+
+
 class EnvironmentUnfit(LightRFTError):
     """This machine or environment cannot do what was asked."""
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from lightrft_core.data import Group
-from lightrft_core.errors import RunFailed
+from lightrft_core.errors import NothingToTrain
 from lightrft_core.protocols import World
 
 Keep = Callable[[Group], bool]
@@ -21,7 +21,7 @@ class Filters:
     def keep(self, groups: list[Group], refill: Refill) -> tuple[list[Group], Mapping[str, float]]:
         """The kept groups, refilled to as many as came in where the bound allows, and metrics.
 
-        `refill(missing_here, round)` is called on every rank alike, so that ranks stay in step. Raises `RunFailed` when
+        `refill(missing_here, round)` is called on every rank alike, so that ranks stay in step. Raises `NothingToTrain` when
         nothing is left on all ranks together.
         """
         if not self._filters:
@@ -50,7 +50,7 @@ class Filters:
         sums = self._world.sum([len(kept), wanted, dropped[_UNSCORED], *(dropped[name] for name in names)])
         if not sums[0]:
             blind = f"; in {sums[2]:.0f} of them nothing could be scored, see the warnings above" if sums[2] else ""
-            raise RunFailed(
+            raise NothingToTrain(
                 f"the filters {', '.join(names)} dropped every group in {rounds + 1} rounds of sampling{blind}",
                 where="filters",
                 hint="Make the prompts easier or harder so that siblings differ, raise sampler.group_size or "

@@ -87,6 +87,7 @@ STEPS_AND_BATCHES: Final = (
         "micro_rollout_batch_size", "strategy.logprob_micro_batch_size", "int", "Samples of one pass without gradient."
     ),
     Flag("n_samples_per_prompt", "sampler.group_size", "int", "Completions of each prompt."),
+    Flag("max_time", "run.max_time", "text", "Save, stop and exit 75 before so much time is over: 3h50m."),
     Flag("seed", "run.seed", "int", "Seed of the run."),
     Flag("local_rank", Always("launchers pass it; the rank comes from their environment"), "int", "Set by launchers."),
 )
@@ -120,18 +121,23 @@ ALGORITHM: Final = (
     Flag("use_gspo", sets("algorithm", "gspo"), "switch", "GSPO.", keys="algorithm"),
     Flag("use_dapo", sets("algorithm", "dapo"), "switch", "DAPO.", keys="algorithm"),
     Flag("use_cpg_loss", sets("loss.use", "cpgd"), "switch", "The CPGD loss.", keys="loss.use"),
-    Flag("use_sequence_rewards", Waits("the algorithm gspo"), "switch", "Sequence-level rewards."),
+    Flag(
+        "use_sequence_rewards", sets("loss.level", "sequence", "token"), "switch", "GSPO per sequence; off: per token.",
+        keys="loss.level", off="no_use_sequence_rewards disable_use_sequence_rewards", needs="the loss gspo",
+    ),
     Flag(
         "normalize_advantages", sets("advantage.std", "group", "none"), "switch", "Divide by the group's deviation.",
         keys="advantage.std", off="no_normalize_advantages disable_normalize_advantages",
     ),
     Flag(
         "advantages_norm", sets("advantage.normalize", True, False), "switch", "Whiten over the whole batch.",
-        keys="advantage.normalize", needs="an advantage that whitens; group_norm normalises already, once",
+        keys="advantage.normalize",
+        needs="an advantage that may whiten: reinforce, rloo, or group_norm with std: none; reinforce_pp always does",
     ),
     Flag("advantage_clip", unless_zero("advantage.clip"), "float", "Largest absolute advantage.",
          keys="advantage.clip"),
-    Flag("gamma", "advantage.gamma", "float", "Discount.", needs="an advantage with a discount: reinforce or gae"),
+    Flag("gamma", "advantage.gamma", "float", "Discount.",
+         needs="an advantage with a discount: reinforce, reinforce_pp or gae"),
     Flag("lambd", "advantage.lambd", "float", "GAE's lambda.", needs="the advantage gae"),
     Flag("kl_estimator", "kl.use", "text", "Estimator of the KL to the reference."),
     Flag("init_kl_coef", effects.init_kl_coef, "float", "Weight of the KL; 0 is none.", keys="kl.coef"),

@@ -10,6 +10,7 @@ from lightrft_core.flag_rows import Always, Flag, FlagKind, GivenFlag, Refused, 
 from lightrft_core.flag_table import FLAGS, GROUPS
 from lightrft_core.nodes import Plain
 from lightrft_core.overrides import Override, parse_set
+from lightrft_core.resolve import keys_elsewhere
 from lightrft_core.suggest import nearest
 
 __all__ = ["FLAGS", "GROUPS", "Parsed", "keys_by_flag", "parse_flags", "read_command_line", "waits_by_source"]
@@ -90,7 +91,8 @@ def _read_flag(word: str, rest: list[str], parsed: Parsed) -> None:
     name = typed.lstrip("-").replace("-", "_")
     found = names.get(name)
     if found is None:
-        parsed.errors.append(_unknown(typed, name, list(names)))
+        helpful = sorted(names, key=lambda known: isinstance(names[known][0].to, Waits | Refused))
+        parsed.errors.append(_unknown(typed, name, helpful))
         if not equals and rest and not _FLAG.fullmatch(rest[0]):
             rest.pop(0)  # its value, so that one mistake gives one message
         return
@@ -111,11 +113,19 @@ def _unknown(typed: str, name: str, names: Sequence[str]) -> UserError:
         return UserError(
             "no such flag.", where=typed, hint=f"Keys of the run file go by --set {typed.lstrip('-')}=VALUE."
         )
-    near = nearest(name, [*names, *TRAIN_OPTIONS])
-    hint = (
-        f"Did you mean --{near[0]}?" if near else "docs/run-file.md lists all flags; keys of the run file go by --set."
-    )
-    return UserError("no such flag.", where=typed, hint=hint)
+    return UserError("no such flag.", where=typed, hint=_guess(name, names))
+
+
+def _guess(name: str, names: Sequence[str]) -> str:
+    """A key of the run file by just this name, else the nearest flag, else the nearest key."""
+    keys = {key: sections[0] for key, sections in keys_elsewhere().items() if not sections[0].startswith("(")}
+    flags = nearest(name, [*names, *TRAIN_OPTIONS], limit=1)
+    key = next(iter(nearest(name, keys, limit=1)), "")
+    if key and (key == name or not flags):
+        return f"Did you mean --set {keys[key]}.{key}=VALUE?"
+    if flags:
+        return f"Did you mean --{flags[0]}?"
+    return "docs/run-file.md lists all flags; keys of the run file go by --set."
 
 
 def _take(kind: FlagKind, rest: list[str]) -> list[str]:

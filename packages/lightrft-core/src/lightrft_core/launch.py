@@ -2,9 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+STOP_SECONDS = 1800  # how long torchrun waits for ranks that finish their step and save; its own 30 s lose the step
 
 
 def rank() -> int:
@@ -34,8 +40,49 @@ def num_gpus() -> int:
 
 
 def torchrun(num_processes: int, arguments: Sequence[str]) -> int:
-    """Run `lightrft ARGUMENTS` on so many local processes; returns the exit code of the first that failed, or 0."""
+    """Run `lightrft ARGUMENTS` on so many local processes; returns the exit code of the first that failed, or 0.
+
+    In the main thread only: a signal to this process is passed on, so that no rank is left behind.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     command += ["-m", "lightrft_core.cli.main", *arguments]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)), **os.environ}
-    return subprocess.run(command, env=environment, check=False).returncode
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOP_SECONDS),
+    }
+    process = subprocess.Popen(command, env={**defaults, **os.environ}, start_new_session=True)
+    with _passing_on(process):
+        code = process.wait()
+    return code if code >= 0 else 128 - code  # ended by a signal: as shells say it
+
+
+@contextmanager
+def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """A first signal goes to torchrun, which hands it to the ranks and waits for them; a second one ends all at once.
+
+    torchrun has a session of its own, or a terminal's Ctrl-C would reach it twice.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) == 1:
+            process.send_signal(signal.SIGTERM)  # torchrun would die of a SIGUSR1
+            return
+        for pid in (*_children(process.pid), process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -122,8 +122,8 @@ def _algorithm(file: Node, overrides: Sequence[Override]) -> Node | None:
 def _give_way(file: Node, bundle: Node, origin: Origin, plugins: Plugins) -> None:
     """The command line's algorithm takes another component than the file meant: the options of the file's go, in place.
 
-    Which component that was, the file says itself, or its own algorithm, or the default. What it said about options that
-    every component of the kind has stays, and so does a section that it turned off.
+    Which component that was, the file says itself, or its own algorithm, or the default. What it said about
+    options that every component of the kind has stays, and so does a section that it turned off.
     """
     named = file.fields().get("algorithm")
     own = _bundle(named, plugins, []) if named is not None and named.value not in OFF else None
@@ -132,19 +132,19 @@ def _give_way(file: Node, bundle: Node, origin: Origin, plugins: Plugins) -> Non
         if kind is None or kind.count == "many" or section is None or not isinstance(section.value, dict):
             continue
         before = (own.fields().get(name) if own is not None else None) or Node({}, file.origin)
-        meant = _use(section if "use" in section.value else before, kind)
-        if meant != _use(node, kind):
-            _drop_options(section, kind, f"{kind.section}.%s goes with {meant}", f"{origin.source} takes {_use(node, kind)}")
+        meant, taken = _use(section if "use" in section.value else before, kind), _use(node, kind)
+        if meant != taken:
+            _drop_options(section, kind, f"{kind.section}.%s goes with {meant}, {origin.source} takes {taken}")
 
 
-def _drop_options(section: Node, kind: Kind, what: str, instead: str) -> None:
+def _drop_options(section: Node, kind: Kind, why: str) -> None:
     """Take what only one component of the kind has out of a section, in place, and say so."""
     for name, node in list(section.fields().items()):
         if name in kind.config_base.model_fields:
             continue
         del section.fields()[name]
-        if node.origin.layer == "file" and name != "use":
-            logger.warning("%s: %s, %s", node.origin.position, what % name, instead)
+        if name != "use":
+            logger.warning("%s: %s", node.origin.position, why % name)
 
 
 def _names_algorithm(override: Override) -> bool:

@@ -32,10 +32,18 @@ def read_metrics(path: Path) -> Series:
     return series
 
 
-def truncate_metrics(path: Path, after_step: int) -> None:
-    """Drop what was logged after `after_step`, and a torn last line; the rest stays byte for byte."""
+def truncate_metrics(path: Path, after_step: int, *, keep_evaluation: bool = True) -> None:
+    """Drop what was logged after `after_step`, and a torn last line; the rest stays byte for byte.
+
+    Without `keep_evaluation` the evaluation of `after_step` itself goes too: its checkpoint was saved before it.
+    """
+
+    def is_past(record: dict[str, Json]) -> bool:
+        is_evaluation = any(name.startswith("eval/") for name in record)
+        return bool(record["step"] < after_step + (keep_evaluation or not is_evaluation))
+
     if path.exists():
-        replace_text(path, "".join(line for line, record in _records(path) if record["step"] <= after_step))
+        replace_text(path, "".join(line for line, record in _records(path) if is_past(record)))
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Json]]]:

@@ -66,6 +66,11 @@ class RunDir:
         """The folder's name is the run's."""
         return self.path.name
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is that of a run."""
+        return self.run_yaml.is_file() or self.status_file.is_file()
+
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunDir":
         """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made."""
@@ -89,7 +94,7 @@ class RunDir:
     def open(cls, path: Path) -> "RunDir":
         """An existing run. `UserError` where `path` is none."""
         run_dir = cls(path.absolute())
-        if not (run_dir.run_yaml.is_file() or run_dir.status_file.is_file()):
+        if not run_dir.is_run:
             what = "is not a run's folder (no run.yaml in it)" if path.is_dir() else "does not exist"
             raise UserError(f"{path} {what}.", hint="`lightrft runs list` shows the runs.")
         return run_dir
@@ -97,9 +102,10 @@ class RunDir:
     @classmethod
     def find(cls, text: str, parent: Path = Path("runs")) -> "RunDir":
         """A run by its folder's path, or by its name under `parent`. `UserError` with a near name where it is none."""
-        for path in (Path(text), parent / text):
-            if path.is_dir():
-                return cls.open(path)
+        folders = [path for path in (Path(text), parent / text) if path.is_dir()]
+        runs = [path for path in folders if cls(path).is_run]  # a folder beside runs/ may have a run's name
+        if folders:
+            return cls.open((runs or folders)[0])
         near = nearest(Path(text).name, [run.name for run in cls.all(parent)], limit=1)
         meant = f"Did you mean {near[0]!r}? " if near else ""
         raise UserError(
@@ -111,7 +117,7 @@ class RunDir:
     def all(cls, parent: Path) -> list["RunDir"]:
         """The runs in a folder, the most lately changed first."""
         runs = [cls(path.absolute()) for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-        runs = [run for run in runs if run.run_yaml.is_file() or run.status_file.is_file()]
+        runs = [run for run in runs if run.is_run]
         return sorted(runs, key=lambda run: (run.path.stat().st_mtime, run.name), reverse=True)
 
     def write_run_file(self, text: str) -> None:

@@ -115,7 +115,7 @@ class RunFile:
 
     def _sections(self) -> dict[str, Section]:
         core: dict[str, Section] = {name: getattr(self, name) for name in CORE_SECTIONS}
-        singles = ("sampler", "advantage", "loss", "kl", "strategy")
+        singles = ("sampler", "advantage", "loss", "kl", "correction", "strategy")
         chosen: dict[str, Chosen | None] = {name: getattr(self, name) for name in singles}
         return core | {name: item.config for name, item in chosen.items() if item is not None}
 
@@ -214,6 +214,20 @@ def _refuse_no_effect(resolver: Resolver) -> None:
             continue  # what a file says for another case than the command line's is no mistake
         if child.origin.layer in ("file", "command"):
             resolver.report.add(key, child.key_origin, f"has no effect: {rule.reason}")
+    _refuse_idle_in_lists(resolver)
+
+
+def _refuse_idle_in_lists(resolver: Resolver) -> None:
+    for section, parts in resolver.many.items():
+        items = resolver.tree.fields()[section].items() if section in resolver.tree.fields() else []
+        if len(items) != len(parts):
+            continue  # one of them was refused, and the others are looked at when that is mended
+        for part, node in zip(parts, items, strict=True):
+            for option, why in part.config.idle().items():
+                child = node.child(option)
+                if child is not None and child.origin.layer in ("file", "command"):
+                    key = f"{section}[{part.name}].{option}"
+                    resolver.report.add(key, child.key_origin, f"has no effect: {why.reason}")
 
 
 def _is_from_command_line(tree: Node, key: str) -> bool:
@@ -302,4 +316,6 @@ def _dump(section: Section) -> dict[str, Plain]:
 
 
 def _entry(chosen: Chosen) -> dict[str, Plain]:
-    return {"use": chosen.use or chosen.component.name, **_dump(chosen.config)}
+    idle = chosen.config.idle()
+    options = {name: value for name, value in _dump(chosen.config).items() if name not in idle}
+    return {"use": chosen.use or chosen.component.name, **options}

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from lightrft_core import launch, manifest
 from lightrft_core.assembly import Core, build_core, build_selftest, build_trainer
 from lightrft_core.checkpoints import Checkpoint, Checkpoints
 from lightrft_core.curves import Curves
 from lightrft_core.data import Group
+from lightrft_core.descriptors import Algorithm
+from lightrft_core.drawing import sample_groups, sampling_of
 from lightrft_core.errors import ExitCode, LightRFTError, StoppedEarly, UserError
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import RunStatus
@@ -71,9 +74,17 @@ class Session:
     def _describe(self, core: Core) -> None:
         tasks = {"task": core.task, "evaluation": core.evaluation_task}
         data = {role: task.fingerprint() for role, task in tasks.items() if task is not None}
+        name = self.run_file.algorithm
+        algorithm = self.plugins.find("algorithm", name, where="algorithm") if name is not None else None
         described = manifest.describe(
-            self.run_file, self.plugins.rows, data=data, world_size=core.world.size, folder=Path()
+            self.run_file,
+            self.plugins.rows,
+            data=data,
+            world_size=core.world.size,
+            folder=Path(),
+            algorithm=cast(Algorithm | None, algorithm),
         )
+        described["origins"] = manifest.origins(self.run_file, self.run_dir)
         self.run_dir.write_manifest(described)
 
     def _resume(self, core: Core, trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -86,14 +97,20 @@ class Session:
     def _forget_after(self, step: int, trainer: Trainer) -> None:
         """Drop what a killed process wrote after the step that is resumed."""
         if launch.rank() == 0:
-            truncate_metrics(self.run_dir.metrics, step)
+            is_evaluated = step in trainer.evaluations
+            truncate_metrics(self.run_dir.metrics, step, keep_evaluation=is_evaluated)
             if trainer.parts.store is not None:
-                trainer.parts.store.truncate(step)
+                trainer.parts.store.truncate(step, keep_evaluation=is_evaluated)
 
     def _selftest_groups(self, core: Core, trainer: Trainer) -> list[Group]:
         num_prompts = -(-self.run_file.selftest.rollouts // core.setup.sampler.group_size)
         prompts = trainer.parts.task.everything()[:num_prompts]
-        groups = _draw_plainly(core, prompts)
+        setup = core.setup
+        # Drawn plainly, whatever the run's sampler does: the trainer computes the distribution of these settings.
+        sampling = sampling_of(setup.sampler, core.model.stop_token_ids)
+        groups = sample_groups(
+            core.engine, core.model, prompts, sampling, setup.sampler.group_size, run_seed=setup.run.seed, purpose=0
+        )
         for group in groups:
             for rollout in group.rollouts:
                 rollout.reward = rollout.shaped_reward = 0.0

@@ -100,9 +100,11 @@ class RolloutStore:
             count = sum(len(group.rollouts) for group in groups)
             logger.warning("%d rollouts of step %d are not in %s: %s", count, step, self.path, error)
 
-    def truncate(self, after_step: int) -> None:
-        """Drop what was added after `after_step`, as a resumed run does."""
+    def truncate(self, after_step: int, *, keep_evaluation: bool = True) -> None:
+        """Drop what was added after `after_step`, as a resumed run does; see `metrics_file.truncate_metrics`."""
         self._db.execute("DELETE FROM rollouts WHERE step > ?", (after_step,))
+        if not keep_evaluation:
+            self._db.execute("DELETE FROM rollouts WHERE step = ? AND phase = 'eval'", (after_step,))
 
     def search(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.data import Batch, Group, Prompt, StepReport, StepStats, Tensor, seed_for
-from lightrft_core.errors import RunFailed, StoppedEarly
+from lightrft_core.errors import NothingToTrain, RunFailed, StoppedEarly
 from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm
 from lightrft_core.measures import means, rollout_pairs, training_metrics
@@ -107,22 +107,29 @@ class Trainer:
                 self.evaluate()
                 self._stop_point()
             while self.step_done < plan.num_steps:
-                self._one_round(last=self.step_done + 1 == plan.num_steps)
+                self._one_round()
+            if plan.evaluation.at_end and self.step_done not in self.evaluations:
+                self.save()  # an evaluation that fails must not cost the last steps
+                self.evaluate()
             self.save()
         except StepGivenUp:
             self.save()
             raise StoppedEarly(f"stopped after step {self.step_done} ({self._stop_reason()})") from None
+        except NothingToTrain:
+            self.save()
+            raise
 
-    def _one_round(self, *, last: bool) -> None:
+    def _one_round(self) -> None:
         before, start = self.state(), time.monotonic()
         try:
             report = self.step()
-        except StepGivenUp:
+        except (StepGivenUp, NothingToTrain):
             self._restore(before)
             raise
         self._tell(report)
         plan, done = self.plan, self.step_done
-        if (last and plan.evaluation.at_end) or (plan.evaluation.every and done % plan.evaluation.every == 0):
+        last = done == plan.num_steps
+        if plan.evaluation.every and done % plan.evaluation.every == 0 and not (last and plan.evaluation.at_end):
             self.evaluate()
         self.parts.stopper.note_step(time.monotonic() - start)
         if plan.checkpoint.every and done % plan.checkpoint.every == 0 and not last:
@@ -222,6 +229,7 @@ class Trainer:
             return {}
         metrics, groups = self.parts.evaluator.measure(self.step_done)
         self.evaluations[self.step_done] = metrics
+        self.saved_step = None  # what is saved lacks this evaluation
         logger.info("evaluation at step %d: %s", self.step_done, metrics)
         for tracker in self.parts.trackers:
             tracker.log_evaluation(self.step_done, metrics)

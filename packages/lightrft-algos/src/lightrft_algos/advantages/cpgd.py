@@ -9,34 +9,31 @@
 those of all ranks.
 """
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Literal
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Section
-from pydantic import Field, model_validator
+from lightrft_core.sections import Idle, Section
+from pydantic import Field
 
 from lightrft_algos.advantages.group_norm import EPS
 from lightrft_algos.groups import Siblings, on_tokens, siblings
-
-MAX_WEIGHT = 3.0  # the authors' code
 
 
 class CpgdAdvantageConfig(Section):
     """Options of `cpgd`."""
 
     weight: Literal["std", "equal", "clip_filter"] = "std"
-    """What a group's centred rewards are multiplied by: one over their spread, 1, or what filtering would make of it."""
-    max_weight: float | None = Field(default=None, ge=1)
-    """Bound of `clip_filter`; by default 3."""
+    """What a group's centred rewards are multiplied by: 1 / spread, 1, or what filtering would make of it."""
+    max_weight: float = Field(default=3.0, ge=1)
+    """Bound of `clip_filter`; the default is that of the authors' code."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
 
-    @model_validator(mode="after")
-    def _max_weight_has_an_effect(self) -> Self:
-        if self.max_weight is not None and self.weight != "clip_filter":
-            raise ValueError("max_weight has no effect unless weight is clip_filter")
-        return self
+    def idle(self) -> Mapping[str, Idle]:
+        """`max_weight` belongs to `clip_filter`."""
+        return {} if self.weight == "clip_filter" else {"max_weight": Idle("weight", "only clip_filter has a bound.")}
 
 
 def cpgd(batch: Batch, world: World, *, config: CpgdAdvantageConfig) -> Advantages:
@@ -46,8 +43,7 @@ def cpgd(batch: Batch, world: World, *, config: CpgdAdvantageConfig) -> Advantag
     if config.weight == "std":
         advantages_B = advantages_B / (stats.std(batch.group_B) + EPS)
     elif config.weight == "clip_filter":
-        bound = MAX_WEIGHT if config.max_weight is None else config.max_weight
-        advantages_B = advantages_B * min(_inverse_share(stats, batch.scored_B, world), bound)
+        advantages_B = advantages_B * min(_inverse_share(stats, batch.scored_B, world), config.max_weight)
     return Advantages(on_tokens(advantages_B, batch, config.clip))
 
 

@@ -6,15 +6,16 @@
 Lite PPO (arXiv:2508.08221, section 4.2), where the spread is that of all ranks' rewards.
 """
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Section
+from lightrft_core.sections import Idle, Section
 from pydantic import Field, model_validator
 
 from lightrft_algos.groups import Siblings, on_tokens, siblings
-from lightrft_algos.whitening import finished, one_normalisation, whiten
+from lightrft_algos.whitening import finished, whiten
 
 EPS = 1e-6
 
@@ -31,10 +32,14 @@ class GroupNormConfig(Section):
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
 
+    def idle(self) -> Mapping[str, Idle]:
+        """`eps` belongs to a standard deviation."""
+        return {"eps": Idle("std", "std: none divides by nothing.")} if self.std == "none" else {}
+
     @model_validator(mode="after")
     def _normalise_once(self) -> Self:
-        if self.std != "none":
-            one_normalisation(self.normalize, f"std: {self.std}")
+        if self.normalize and self.std != "none":
+            raise ValueError(f"normalize would be a second normalisation: std: {self.std} is one. Set std: none")
         return self
 
 

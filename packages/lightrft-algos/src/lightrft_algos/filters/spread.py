@@ -5,11 +5,10 @@ is all right or all wrong look informative.
 """
 
 from lightrft_core.data import Group
-from lightrft_core.errors import UserError
 from lightrft_core.sections import Section
 from pydantic import Field
 
-DEFAULT_METRIC = "accuracy"
+from lightrft_algos.metric import metric_values
 
 
 class SpreadConfig(Section):
@@ -23,20 +22,5 @@ class SpreadConfig(Section):
 
 def spread(group: Group, *, config: SpreadConfig) -> bool:
     """Whether the scored siblings differ. Raises `UserError` where no scored sibling has the metric that was named."""
-    values = _values(group, config.metric)
+    values = metric_values(group, config.metric, "filters[spread].metric")
     return bool(values) and max(values) - min(values) >= config.min_spread
-
-
-def _values(group: Group, metric: str | None) -> list[float]:
-    rewards = group.rewards()
-    if metric is None:
-        return group.rewards(DEFAULT_METRIC) or rewards
-    values = group.rewards(metric)
-    if rewards and not values:
-        names = sorted({name for rollout in group.rollouts for name in rollout.scores})
-        raise UserError(
-            f"no reward gives a score named {metric!r}",
-            where="filters[spread].metric",
-            hint=f"Scores of this run: {', '.join(names) or 'none'}. Leave the metric out to take the reward.",
-        )
-    return values

@@ -1,6 +1,6 @@
 """CISPO (MiniMax-M1, arXiv:2506.13585, equations 4-5): the importance weight is clipped, no token loses its gradient.
 
-    L_t = -sg[clip(r, 1 - low, 1 + high)] A l,  r = exp(l - l_old)
+L_t = -sg[clip(r, 1 - low, 1 + high)] A l,  r = exp(l - l_old)
 """
 
 from lightrft_core.data import LossInputs, LossOutput

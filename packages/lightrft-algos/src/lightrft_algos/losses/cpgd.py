@@ -7,9 +7,10 @@ far-off token pulls no harder than c. No ratio multiplies the gradient of the fi
 """
 
 import math
+from collections.abc import Mapping
 
 from lightrft_core.data import LossInputs, LossOutput, Tensor
-from lightrft_core.sections import LossSection
+from lightrft_core.sections import Idle, LossSection
 from pydantic import Field
 
 from lightrft_algos.ratios import bounded, log_ratio, ratio_metrics
@@ -26,6 +27,10 @@ class CpgdConfig(LossSection):
     """Weight alpha of the drift; 0 leaves it out."""
     drift_cap: float = Field(default=0.2, ge=0)
     """Largest coefficient c of the drift's gradient."""
+
+    def idle(self) -> Mapping[str, Idle]:
+        """Without the drift its cap does nothing."""
+        return {} if self.drift_coef else {"drift_cap": Idle("drift_coef", "drift_coef is 0, so there is no drift.")}
 
 
 def cpgd(inputs: LossInputs, *, config: CpgdConfig) -> LossOutput:
@@ -44,7 +49,7 @@ def cpgd(inputs: LossInputs, *, config: CpgdConfig) -> LossOutput:
 
 
 def drift(log_ratio_BT: Tensor, cap: float) -> Tensor:
-    """`r - 1 - d` as a value [B, T], whose derivative by d is `min(r - 1, cap)`; d is held within +-20 for the value."""
+    """`r - 1 - d` as a value [B, T], whose derivative by d is `min(r - 1, cap)`; the value holds d within +-20."""
     held_BT = bounded(log_ratio_BT.detach())
     slope_BT = (held_BT.exp() - 1.0).clamp(max=cap)
     return held_BT.exp() - 1.0 - held_BT + slope_BT * (log_ratio_BT - log_ratio_BT.detach())

@@ -5,8 +5,10 @@
 One outlying token moves a geometric mean little, so the clip, in log space, can be wide.
 """
 
+from collections.abc import Mapping
+
 from lightrft_core.data import LossInputs, LossOutput
-from lightrft_core.sections import LossSection
+from lightrft_core.sections import Idle, LossSection
 from pydantic import Field
 
 from lightrft_algos.ratios import bounded, log_ratio, ratio_metrics, token_mean
@@ -19,6 +21,10 @@ class GmpoConfig(LossSection):
     """How far below 0 the log-ratio of a token still counts."""
     clip_high: float = Field(default=0.4, ge=0)
     """How far above 0 it counts."""
+
+    def idle(self) -> Mapping[str, Idle]:
+        """One value per sequence is averaged over sequences: there are no tokens to aggregate."""
+        return dict.fromkeys(("aggregation", "token_budget"), Idle("use", "one value per sequence is averaged."))
 
 
 def gmpo(inputs: LossInputs, *, config: GmpoConfig) -> LossOutput:

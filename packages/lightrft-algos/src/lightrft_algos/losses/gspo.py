@@ -6,10 +6,11 @@
 The two have the same gradient where the advantage is one number per sequence and tokens are averaged within sequences.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from lightrft_core.data import LossInputs, LossOutput, Tensor
-from lightrft_core.sections import LossSection
+from lightrft_core.sections import Idle, LossSection
 from pydantic import Field
 
 from lightrft_algos.ratios import bounded, log_ratio, ratio_metrics, token_mean
@@ -25,6 +26,12 @@ class GspoConfig(LossSection):
     level: Literal["sequence", "token"] = "sequence"
     """One value per sequence, or GSPO-token: the sequence's ratio with each token's own advantage."""
 
+    def idle(self) -> Mapping[str, Idle]:
+        """One value per sequence is averaged over sequences: there are no tokens to aggregate."""
+        if self.level == "token":
+            return {}
+        return dict.fromkeys(("aggregation", "token_budget"), Idle("level", "one value per sequence is averaged."))
+
 
 def gspo(inputs: LossInputs, *, config: GspoConfig) -> LossOutput:
     """Per sequence with the mean of its tokens' advantages, or per token. Log-ratios are held within +-20.
@@ -32,14 +39,19 @@ def gspo(inputs: LossInputs, *, config: GspoConfig) -> LossOutput:
     Metrics: those of `ratio_metrics` for the sequence's ratio, and `clip_fraction`.
     """
     log_ratio_B = token_mean(log_ratio(inputs), inputs)
-    log_s_B = bounded(log_ratio_B)
     if config.level == "sequence":
-        values, is_clipped = _clipped(log_s_B.exp(), token_mean(inputs.advantages_BT, inputs), config)
+        values, is_clipped = _clipped(bounded(log_ratio_B).exp(), token_mean(inputs.advantages_BT, inputs), config)
     else:
-        own_BT = inputs.logprobs_BT.masked_fill(~inputs.mask_BT, 0.0)
-        s_BT = (log_s_B.detach().unsqueeze(1) + own_BT - own_BT.detach()).exp()
-        values, is_clipped = _clipped(s_BT, inputs.advantages_BT, config)
+        values, is_clipped = _clipped(_own_ratio(inputs, log_ratio_B.detach()), inputs.advantages_BT, config)
     return LossOutput(values, {**ratio_metrics(log_ratio_B), "clip_fraction": is_clipped.to(values.dtype)})
+
+
+def _own_ratio(inputs: LossInputs, log_ratio_B: Tensor) -> Tensor:
+    """The sequence's ratio at each token [B, T], whose gradient goes through that token alone."""
+    log_s_B = bounded(log_ratio_B)
+    own_BT = inputs.logprobs_BT.masked_fill(~inputs.mask_BT, 0.0)
+    is_held_B1 = (log_s_B != log_ratio_B).unsqueeze(1)
+    return (log_s_B.unsqueeze(1) + (own_BT - own_BT.detach()).masked_fill(is_held_B1, 0.0)).exp()
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, config: GspoConfig) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from lightrft_core.data import Group, Prompt, Sampling
-from lightrft_core.drawing import sample_groups
+from lightrft_core.data import Group, Prompt
+from lightrft_core.drawing import sample_groups, sampling_of
 from lightrft_core.protocols import Engine, Setup
 from lightrft_core.sections import SamplerSection
 
@@ -21,14 +21,6 @@ class PlainSampler:
     def sample(self, engine: Engine, prompts: Sequence[Prompt], *, step: int, attempt: int = 0) -> list[Group]:
         """One group per prompt, in order; a refill (`attempt` above 0) draws anew."""
         config, model = self._config, self._setup.require_model()
-        sampling = Sampling(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            min_p=config.min_p,
-            stop=config.stop,
-            stop_token_ids=model.stop_token_ids,
-        )
+        sampling = sampling_of(config, model.stop_token_ids)
         seed, purpose = self._setup.run.seed, f"{step}+{attempt}" if attempt else step
         return sample_groups(engine, model, prompts, sampling, config.group_size, run_seed=seed, purpose=purpose)

@@ -25,7 +25,7 @@ def banner(run_file: RunFile, plugins: Plugins, batch: BatchPlan) -> Iterator[st
         yield "changed    " + ", ".join(f"{key} ({run_file.origins[key]})" for key in changes)
     strangers = [row for row in plugins.rows if row.components and not row.distribution.startswith(OURS)]
     if strangers:
-        yield "plugins    " + ", ".join(f"{row.name} {row.version} ({row.state})" for row in strangers)
+        yield "plugins    " + ", ".join(f"{row.title} ({row.state})" for row in strangers)
 
 
 def formula(run_file: RunFile) -> str:

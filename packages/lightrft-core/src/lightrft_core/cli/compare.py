@@ -31,9 +31,7 @@ def compare(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of each run.")] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="Override one key: optim.lr=1e-5; for one algorithm: gspo:optim.lr=1e-4"
-        ),
+        typer.Option("--set", help="Override one key: optim.lr=1e-5; for one algorithm: gspo:optim.lr=1e-4"),
     ] = None,
     keep_file: Annotated[
         bool, typer.Option("--keep-file", help="Let the run file override the algorithms' own settings.")
@@ -118,12 +116,17 @@ def _announce(question: "Question", planned: "Plan") -> None:
     num_done = sum(trial.run_dir.read_status().state == "done" for trial in planned.trials)
     seeds = len({trial.seed for trial in planned.trials})
     kept = f", {num_done} of them done before" if num_done else ""
-    count = f"{len(question.algorithms)} algorithms x {seeds} seeds = {len(planned.trials)} runs"
+    names, runs = len(question.algorithms), len(planned.trials)
+    count = f"{_many(names, 'algorithm')} x {_many(seeds, 'seed')} = {_many(runs, 'run')}"
     print(f"{count} in {question.folder}/{kept}", file=sys.stderr, flush=True)
     if planned.given_way:
         keys = ", ".join(planned.given_way)
-        what = f"each algorithm runs with its own settings; {question.source} also sets {keys}"
-        print(f"{what} (--keep-file lets that hold)", file=sys.stderr, flush=True)
+        what = f"each algorithm runs with its own settings; from {question.source} these give way: {keys}"
+        print(f"{what} (not with --keep-file)", file=sys.stderr, flush=True)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def outcome_line(outcome: "Outcome") -> str:

@@ -51,9 +51,10 @@ def _example_for(run_file: "RunFile", prompt: Prompt) -> Answer:
     """An answer that the weightiest reward of this prompt likes, if it says which; else the bare reference."""
     known = "" if prompt.reference is None else prompt.reference
     for chosen in sorted(run_file.rewards, key=lambda chosen: -abs(_section(chosen).weight)):
-        labels, component = _section(chosen).labels, cast(RewardComponent, chosen.component)
-        if component.example and (labels is None or prompt.label in labels):
-            return Answer(component.example.replace("{reference}", known), f"the example of reward {chosen.name!r}")
+        labels, example = _section(chosen).labels, cast(RewardComponent, chosen.component).example
+        is_answerable = prompt.reference is not None or "{reference}" not in example
+        if example and is_answerable and (labels is None or prompt.label in labels):
+            return Answer(example.replace("{reference}", known), f"the example of reward {chosen.name!r}")
     return Answer(known, "the bare reference" if known else "an empty answer")
 
 

@@ -43,7 +43,7 @@ def evaluate(
     from lightrft_core.session import checkpoint_of, find_run
 
     run_dir = find_run(what)
-    source = str(run_dir.run_yaml) if run_dir is not None else what
+    source = str(run_dir.run_yaml) if run_dir is not None else _run_file(what)
     run_file, plugins = resolve_command_line(source, list(sets or []), list(flags or []))
     if run_file.evaluation_task is None:
         raise UserError(
@@ -67,6 +67,18 @@ def evaluate(
         _print(dict(metrics), f"{what}, step {found}", as_json)
         if out is not None:
             _write(groups, out)
+
+
+def _run_file(what: str) -> str:
+    from lightrft_core.errors import UserError
+    from lightrft_core.runfile import find_recipe
+
+    try:
+        find_recipe(what)
+    except UserError as error:
+        hint = f"{error.hint} `lightrft runs list` shows the runs."
+        raise UserError("no such run, run file or recipe.", where=what, hint=hint) from None
+    return what
 
 
 def _print(metrics: dict[str, float], title: str, as_json: bool) -> None:

@@ -85,6 +85,7 @@ def run(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     _set_up_output()
     stdout = sys.stdout
+    pipe = _duplicate(stdout)
     try:
         code = _call(argv)
         stdout.flush()
@@ -96,10 +97,13 @@ def run(argv: Sequence[str]) -> int:
         print("stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        if not _has_lost_reader(stdout):
+        if pipe is None or not _has_lost_reader(pipe):
             raise  # some other pipe broke, which is no reader's wish
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return int(ExitCode.OK)
+    finally:
+        if pipe is not None:
+            os.close(pipe)
 
 
 def _call(argv: Sequence[str]) -> int:
@@ -112,10 +116,18 @@ def _call(argv: Sequence[str]) -> int:
     return int(ExitCode.OK)
 
 
-def _has_lost_reader(stdout: TextIO) -> bool:
-    """Whether stdout is a pipe that nobody reads any more, such as that of `lightrft runs list | head -1`."""
+def _duplicate(stdout: TextIO) -> int | None:
+    """Another handle of stdout, for rich turns the first one into /dev/null when its pipe breaks."""
+    try:
+        return os.dup(stdout.fileno())
+    except OSError:  # no file, such as a test's buffer
+        return None
+
+
+def _has_lost_reader(pipe: int) -> bool:
+    """Whether it is a pipe that nobody reads any more, such as that of `lightrft runs list | head -1`."""
     poll = select.poll()
-    poll.register(stdout.fileno(), 0)
+    poll.register(pipe, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

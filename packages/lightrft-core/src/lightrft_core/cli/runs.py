@@ -1,4 +1,4 @@
-"""`lightrft runs list|show|compare`: what was trained, how it stands, and how runs differ."""
+"""`lightrft runs list|show|compare|diff`: what was trained, how it stands, and how runs differ."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,11 @@ RUNS = Path("runs")
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and compare runs.")
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare and diff runs.")
     group.command("list")(list_runs)
     group.command("show")(show)
     group.command("compare")(compare)
+    group.command("diff")(diff)
     app.add_typer(group, name="runs")
 
 
@@ -81,3 +82,20 @@ def compare(
         print_comparison(comparison)
     if plot is not None and not as_json:
         print(f"plot  {plot}")
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run's folder, or its name.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    folder: Folder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Say in words how two runs differ: settings and who set them, formulas, data, seeds, versions."""
+    from lightrft_core.cli.run_difference import difference_of, print_difference
+    from lightrft_core.rundir import RunDir
+
+    difference = difference_of(RunDir.find(first, folder), RunDir.find(second, folder))
+    if as_json:
+        print(json.dumps(difference.as_data(), indent=2))
+    else:
+        print_difference(difference)

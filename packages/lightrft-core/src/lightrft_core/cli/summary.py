@@ -57,9 +57,10 @@ def _samples_table(run_dir: "RunDir", first: int, last: int) -> "Table":
     from lightrft_core.store import RolloutStore
 
     store = RolloutStore(run_dir.rollouts, readonly=True)
-    before = {row.prompt_id: row for row in store.search(step=first, phase="eval", limit=200)}
-    after = store.search(step=last, phase="eval", limit=200)
-    pairs = [(before[row.prompt_id], row) for row in after if row.prompt_id in before]
+    before, after = (
+        {row.prompt_id: row for row in store.search(step=step, phase="eval", limit=200)} for step in (first, last)
+    )
+    pairs = [(before[prompt_id], row) for prompt_id, row in after.items() if prompt_id in before]
     store.close()
     pairs.sort(key=lambda pair: (pair[0].reward or 0.0) - (pair[1].reward or 0.0))
     table = Table(title="samples", title_justify="left", show_lines=True)

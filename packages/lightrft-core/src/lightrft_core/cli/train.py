@@ -67,6 +67,7 @@ def _prepare(
     from lightrft_core.batch_rule import check_batch
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
+    from lightrft_core.manifest import note_origins
     from lightrft_core.rundir import RunDir, default_name
 
     if resume is not None:
@@ -77,6 +78,7 @@ def _prepare(
         check_batch(run_file, ranks)
         if make and launch.rank() == 0 and (sets or extra):
             run_dir.write_run_file(run_file.to_yaml())  # what was changed holds for the next resume too
+            note_origins(run_file, run_dir)
         return run_dir, run_file, plugins
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
     check_batch(run_file, ranks)
@@ -86,6 +88,7 @@ def _prepare(
         return RunDir(path), run_file, plugins
     run_dir = RunDir.create(Path(run_file.run.dir), name)
     run_dir.write_run_file(run_file.to_yaml())
+    note_origins(run_file, run_dir)
     return run_dir, run_file, plugins
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
-_GAP: Final = 2  # columns between the cells of a line
+_GAP, _BAR_FROM = 2, 60  # columns between the cells of a line; width of a terminal that has room for a bar
 _LOSS_NOTE: Final = (
     "note: policy_loss stays near 0 and need not fall: on-policy every ratio is 1 and the advantages of a group add up "
     "to 0, so only its gradient counts; what is left comes from unequal lengths. Watch reward and accuracy."
@@ -153,12 +153,12 @@ def _progress(step: int, course: Course, width: int) -> "Table":
     from rich.text import Text
 
     left = course.seconds_left(step)
-    bar = min(30, width // 4)
+    bar = min(30, width // 4) if course.num_steps and width >= _BAR_FROM else 0
     texts = [f"step {step}/{course.num_steps or '?'}", f"eta {duration(left)}" if left is not None else "", "reward "]
     room = width - bar - sum(map(len, texts)) - _GAP * len(texts)
     row = Table.grid(padding=(0, _GAP, 0, 0))
     cells: list[RenderableType] = [Text(texts[0], style="bold")]
-    if course.num_steps:
+    if bar:
         cells.append(ProgressBar(total=course.num_steps, completed=step, width=bar))
     cells.append(Text(texts[1]))
     cells.append(Text.assemble((texts[2], "dim"), sparkline(list(course.rewards)[-room:] if room > 0 else [])))

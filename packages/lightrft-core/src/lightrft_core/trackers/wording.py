@@ -53,6 +53,7 @@ HEALTH: Final[tuple[tuple[str, str, Format], ...]] = (
     ("completion/length", "length", whole),
     ("completion/truncated_fraction", "truncated", percent),
     ("group/zero_spread_fraction", "no spread", percent),
+    ("filter/kept_fraction", "kept", percent),
     ("reward/unscored_fraction", "unscored", percent),
     ("train/policy_loss", "policy_loss", short),
     ("train/clip_fraction", "clipped", percent),
