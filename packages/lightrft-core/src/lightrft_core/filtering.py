@@ -21,8 +21,8 @@ class Filters:
     def keep(self, groups: list[Group], refill: Refill) -> tuple[list[Group], Mapping[str, float]]:
         """The kept groups, refilled to as many as came in where the bound allows, and metrics.
 
-        `refill(missing_here, round)` is called on every rank alike, so that ranks stay in step. Raises `NothingToTrain` when
-        nothing is left on all ranks together.
+        `refill(missing_here, round)` is called on every rank alike, so that ranks stay in step. Raises `NothingToTrain`
+        when nothing is left on all ranks together.
         """
         if not self._filters:
             return groups, {}
