@@ -58,7 +58,7 @@ def test_the_greatest_change_comes_first_and_three_prompts_at_most(shown):
     assert "question worse" not in text
     assert "old better" in text
     assert "new better" in text
-    assert "[1.0]" in text
+    assert "[1]" in text
 
 
 ROWS = [("worse", 1.0, 0.0), ("same", 1.0, 1.0), ("better", 0.0, 1.0), ("other", 0.0, 1.0)]
@@ -83,7 +83,7 @@ def test_what_the_model_wrote_is_neither_markup_nor_control_codes(shown):
 
 def test_an_unscored_answer_does_not_end_the_summary(shown):
     text = shown({0: BEFORE, 9: AFTER}, [(0, "p", "", None), (9, "p", "good", 1.0)])
-    assert "[None]" in text
+    assert "[unscored]" in text
 
 
 def test_plots_and_the_next_commands_close_it(shown, tmp_path):

@@ -181,3 +181,22 @@ def test_a_full_disk_while_logging_is_said_once_and_training_goes_on(capfd):
     with contextlib.suppress(OSError):
         handler.close()
     assert capfd.readouterr().err.count("cannot be written; training goes on without it") == 1
+
+
+def test_a_folder_in_which_nothing_happened_can_be_discarded(tmp_path):
+    run = RunDir.create(tmp_path, "early")
+    run.write_run_file("algorithm: grpo\n")
+    run.write_status("failed", "a bad row", 2)
+    run.discard_unused()
+    assert not run.path.exists()
+
+
+def test_a_folder_with_anything_learnt_or_foreign_stays(tmp_path):
+    run = RunDir.create(tmp_path, "later")
+    (run.path / "notes.txt").write_text("mine")
+    run.discard_unused()
+    assert (run.path / "notes.txt").read_text() == "mine"
+    run.metrics.write_text("{}\n")
+    run.write_run_file("algorithm: grpo\n")
+    run.discard_unused()
+    assert run.run_yaml.exists()

@@ -83,7 +83,7 @@ def plot_bands(curves: Mapping[str, Sequence[Points]], path: Path, *, label: str
     if level is not None:
         axes.axhline(level, color="gray", linestyle=":", linewidth=1, label=f"level {level:.3g}")
     _dress(axes, "mean over seeds; the band is from the lowest to the highest", label)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
     return _save(figure, path)
 
 

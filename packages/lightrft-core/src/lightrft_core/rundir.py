@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,12 @@ class RunDir:
     def name(self) -> str:
         """The folder's name is the run's."""
         return self.path.name
+
+    @property
+    def shown(self) -> str:
+        """The path as people type it: relative where it lies below the working folder."""
+        here = Path.cwd()
+        return str(self.path.relative_to(here) if self.path.is_relative_to(here) else self.path)
 
     @property
     def is_run(self) -> bool:
@@ -127,6 +134,18 @@ class RunDir:
     def write_manifest(self, manifest: Json) -> None:
         """Store what `manifest.describe` gives, without secrets."""
         replace_text(self.manifest, json.dumps(redact_json(manifest), indent=2, ensure_ascii=False) + "\n")
+
+    def discard_unused(self) -> None:
+        """Remove the folder of a run that ended before it measured, wrote or saved anything, so its name is free."""
+        if self.metrics.exists() or any(self.checkpoints.glob("*")) or any(self.plots.glob("*")):
+            return
+        for path in (self.run_yaml, self.manifest, self.log, self.status_file, self.path / ".lock"):
+            path.unlink(missing_ok=True)
+        for path in self.path.glob(f"{self.rollouts.name}*"):
+            path.unlink()
+        for folder in (self.checkpoints, self.plots, self.path):
+            with suppress(OSError):  # something that is not ours lies in it
+                folder.rmdir()
 
     def read_manifest(self) -> dict[str, Json]:
         """The manifest; empty where the run never got so far."""

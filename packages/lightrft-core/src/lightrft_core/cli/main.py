@@ -14,7 +14,7 @@ from typing import TextIO
 
 import typer
 
-from lightrft_core import __version__
+from lightrft_core import __version__, launch
 from lightrft_core.errors import ExitCode, LightRFTError
 
 # command -> (module below lightrft_core.cli, what it says in --help)
@@ -91,7 +91,8 @@ def run(argv: Sequence[str]) -> int:
         stdout.flush()
         return code
     except LightRFTError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if launch.rank() == 0 or error.exit_code not in (ExitCode.USER, ExitCode.STOPPED):  # those all ranks have alike
+            print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)

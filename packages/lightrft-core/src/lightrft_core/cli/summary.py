@@ -25,9 +25,9 @@ def print_summary(evaluations: Mapping[int, Mapping[str, float]], run_dir: "RunD
         console.print(f"plot  {plot}", markup=False, soft_wrap=True)
     console.print("next:")
     for command in (
-        f"lightrft rollouts {run_dir.path} --max-reward 0",
-        f"lightrft runs show {run_dir.path}",
-        f"lightrft export {run_dir.path} --to my-model",
+        f"lightrft rollouts {run_dir.shown} --max-reward 0",
+        f"lightrft runs show {run_dir.shown}",
+        f"lightrft export {run_dir.shown} --to my-model",
     ):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
@@ -67,6 +67,10 @@ def _samples_table(run_dir: "RunDir", first: int, last: int) -> "Table":
     for heading in ("prompt", f"step {first}", f"step {last}"):
         table.add_column(heading, overflow="fold")
     for old, new in pairs[:NUM_SAMPLES]:
-        texts = (old.prompt_text, f"{old.text}\n[{old.reward}]", f"{new.text}\n[{new.reward}]")
+        texts = (old.prompt_text, f"{old.text}\n[{_shown(old.reward)}]", f"{new.text}\n[{_shown(new.reward)}]")
         table.add_row(*(Text(printable(text)) for text in texts))
     return table
+
+
+def _shown(reward: float | None) -> str:
+    return "unscored" if reward is None else f"{reward:.3g}"

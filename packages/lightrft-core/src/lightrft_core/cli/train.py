@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN.yaml | RECIPE] [FLAGS]", show_default=False)
+        list[str] | None, typer.Argument(metavar="RUN.yaml | RECIPE | FLAG", show_default=False)
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Override one key: loss.clip_high=0.28")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what a step does, stop.")] = False,
@@ -55,7 +55,7 @@ def train(
         show(run_file, plugins)
         return
     if num > 1 and not launch.is_launched():
-        raise typer.Exit(_under_torchrun(num, run_dir))
+        raise typer.Exit(_under_torchrun(num, run_dir, is_resumed=resume is not None))
     _train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
 
 
@@ -92,12 +92,15 @@ def _prepare(
     return run_dir, run_file, plugins
 
 
-def _under_torchrun(num: int, run_dir: "RunDir") -> int:
+def _under_torchrun(num: int, run_dir: "RunDir", *, is_resumed: bool) -> int:
     """The folder exists by now, so the ranks resume it: with no checkpoint yet that is a start."""
     from lightrft_core import launch
+    from lightrft_core.errors import ExitCode
 
     code = launch.torchrun(num, ["train", "--resume", str(run_dir.path)])
     status = run_dir.read_status()
+    if status.exit_code == ExitCode.USER and not is_resumed:
+        run_dir.discard_unused()
     return status.exit_code if code and status.exit_code else code
 
 
@@ -106,7 +109,7 @@ def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, i
     from lightrft_core.batch_rule import check_batch
     from lightrft_core.cli.banner import banner
     from lightrft_core.cli.summary import print_summary
-    from lightrft_core.errors import StoppedEarly
+    from lightrft_core.errors import StoppedEarly, UserError
     from lightrft_core.session import Session
 
     def say(line: str) -> None:
@@ -114,12 +117,16 @@ def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, i
             print(line, file=sys.stderr, flush=True)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # busy waiting on a shared machine costs up to five times
-    say(f"run        {run_dir.path}")
+    say(f"run        {run_dir.shown}")
     for line in banner(run_file, plugins, check_batch(run_file, launch.world_size())):
         say(line)
     try:
         trainer: Trainer = Session(run_file, plugins, run_dir, say).train(resume=is_resumed)
     except StoppedEarly as stop:
-        raise StoppedEarly(stop.what, hint=f"Go on with: lightrft train --resume {run_dir.path}") from None
+        raise StoppedEarly(stop.what, hint=f"Go on with: lightrft train --resume {run_dir.shown}") from None
+    except UserError:
+        if not is_resumed:
+            run_dir.discard_unused()  # so that the corrected second try may have the same name
+        raise
     if launch.rank() == 0:
         print_summary(trainer.evaluations, run_dir)
