@@ -94,7 +94,7 @@ def test_it_ends_with_a_table_of_before_and_after_and_samples_of_both(quickstart
     assert re.search(rf"eval/\w+ .*{first:.3f}.*{last:.3f}.*\+{last - first:.3f}", quickstart.stdout)
     samples = quickstart.stdout.partition("samples")[2]
     assert "How many" in samples
-    assert samples.index("[0.0]") < samples.index("[1.0]")
+    assert samples.index("[0]") < samples.index("[1]")
 
 
 def test_it_says_that_the_self_test_passed_and_why_the_policy_loss_is_near_zero(quickstart):

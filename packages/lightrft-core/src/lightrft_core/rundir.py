@@ -67,17 +67,6 @@ class RunDir:
         """The folder's name is the run's."""
         return self.path.name
 
-    @property
-    def shown(self) -> str:
-        """The path as people type it: relative where it lies below the working folder."""
-        here = Path.cwd()
-        return str(self.path.relative_to(here) if self.path.is_relative_to(here) else self.path)
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the folder is that of a run."""
-        return self.run_yaml.is_file() or self.status_file.is_file()
-
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunDir":
         """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made."""

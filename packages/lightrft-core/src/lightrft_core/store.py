@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -43,6 +44,7 @@ _ORDERS: Final[Mapping[str, str]] = {
     "length": "r.length DESC, r.id",
 }
 _WAIT_SECONDS: Final = 30.0
+_PAUSE_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class RolloutStore:
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
         try:
-            self._db = _open_reader(path) if readonly else _open_writer(path)
+            self._db = _patiently(_open_reader if readonly else _open_writer, path)
         except sqlite3.Error as error:
             raise UserError(f"the rollout store cannot be opened: {error}", where=str(path)) from None
 
@@ -177,6 +179,18 @@ class RolloutStore:
         digest = hashlib.sha256(media.source).hexdigest()
         self._db.execute("INSERT OR IGNORE INTO media VALUES (?, ?, ?)", (digest, media.kind, media.source))
         return {"kind": media.kind, "source": f"sha256:{digest}"}
+
+
+def _patiently(opening: Callable[[Path], sqlite3.Connection], path: Path) -> sqlite3.Connection:
+    """Changing the journal's mode takes a lock for which SQLite itself does not wait."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return opening(path)
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _open_writer(path: Path) -> sqlite3.Connection:

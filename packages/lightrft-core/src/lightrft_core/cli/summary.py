@@ -25,9 +25,9 @@ def print_summary(evaluations: Mapping[int, Mapping[str, float]], run_dir: "RunD
         console.print(f"plot  {plot}", markup=False, soft_wrap=True)
     console.print("next:")
     for command in (
-        f"lightrft rollouts {run_dir.shown} --max-reward 0",
-        f"lightrft runs show {run_dir.shown}",
-        f"lightrft export {run_dir.shown} --to my-model",
+        f"lightrft rollouts {run_dir.path} --max-reward 0",
+        f"lightrft runs show {run_dir.path}",
+        f"lightrft export {run_dir.path} --to my-model",
     ):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 

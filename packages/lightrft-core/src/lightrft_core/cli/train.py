@@ -32,9 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN.yaml | RECIPE | FLAG", show_default=False)
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="RUN.yaml | RECIPE | FLAG", show_default=False)] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Override one key: loss.clip_high=0.28")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what a step does, stop.")] = False,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run (folder or name).")] = None,
@@ -117,13 +115,13 @@ def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, i
             print(line, file=sys.stderr, flush=True)
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # busy waiting on a shared machine costs up to five times
-    say(f"run        {run_dir.shown}")
+    say(f"run        {run_dir.path}")
     for line in banner(run_file, plugins, check_batch(run_file, launch.world_size())):
         say(line)
     try:
         trainer: Trainer = Session(run_file, plugins, run_dir, say).train(resume=is_resumed)
     except StoppedEarly as stop:
-        raise StoppedEarly(stop.what, hint=f"Go on with: lightrft train --resume {run_dir.shown}") from None
+        raise StoppedEarly(stop.what, hint=f"Go on with: lightrft train --resume {run_dir.path}") from None
     except UserError:
         if not is_resumed:
             run_dir.discard_unused()  # so that the corrected second try may have the same name
