@@ -67,6 +67,11 @@ class RunDir:
         """The folder's name is the run's."""
         return self.path.name
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is that of a run."""
+        return self.run_yaml.is_file() or self.status_file.is_file()
+
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunDir":
         """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made."""
