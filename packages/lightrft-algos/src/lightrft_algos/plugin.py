@@ -30,6 +30,16 @@ def lightrft_advantages() -> Iterable[Component]:
         paper="arXiv:2402.03300",
     )
     yield Component(
+        name="gae",
+        target="lightrft_algos.advantages.gae:gae",
+        config="lightrft_algos.advantages.gae:GaeConfig",
+        summary="Temporal differences of a critic's values, summed with decaying weights: PPO's.",
+        needs=frozenset({"values"}),
+        formula="A_t = sum over k >= 0 of (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t; "
+        "the critic learns from A_t + V_t",
+        paper="arXiv:1506.02438",
+    )
+    yield Component(
         name="rloo",
         target="lightrft_algos.advantages.rloo:rloo",
         config="lightrft_algos.advantages.rloo:RlooConfig",
