@@ -15,7 +15,7 @@ rewards: [exact]
 """
 EVAL = "evaluation: {task: {path: ./test.jsonl}}\n"
 ALL_NAMES = [name for flag in FLAGS for name in flag.names.split()]
-CRITIC = "waits for a critic, with the advantage gae, which is not here yet"
+CRITIC = "has no effect: nothing in this run needs a critic's values."
 SERVER = "It waits for an engine with a process of its own: vllm or sglang."
 NO_MODEL = "sets rewards[model].use: model, which no installed plugin offers yet."
 MEDIA = "It waits for an adapter for vision or audio, from lightrft-vlm."

@@ -7,6 +7,7 @@ from lightrft_core.descriptors import Algorithm, Component
 
 from lightrft_algos.around import CORRECTIONS, FILTERS, SAMPLERS, SELECTORS, SHAPERS
 from lightrft_algos.bundles import ALGORITHMS
+from lightrft_algos.ppo import PPO
 
 LIGHTRFT_API = 1
 
@@ -14,7 +15,7 @@ LIGHTRFT_API = 1
 @hookimpl
 def lightrft_algorithms() -> Iterable[Algorithm]:
     """Bundles."""
-    return ALGORITHMS
+    return (*ALGORITHMS, PPO)
 
 
 @hookimpl

@@ -115,11 +115,18 @@ def needs_of(run_file: RunFile) -> frozenset[str]:
     return frozenset(needs)
 
 
-def build_core(run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size: int, *, train: bool = True) -> Core:
-    """Model, strategy and engine, loaded; the batch arithmetic is checked before anything is."""
+def build_core(
+    run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size: int, *, train: bool = True, export: bool = False
+) -> Core:
+    """Model, strategy and engine, loaded; the batch arithmetic is checked before anything is.
+
+    Without `train` the policy is all that is loaded; with `export` also a critic that is to be exported.
+    """
     plan = check_batch(run_file, world_size)
     setup = _first_setup(run_file, plugins, run_dir.path)
     setup.needs = needs_of(run_file) if train else frozenset()
+    has_critic = train or (export and run_file.critic.export)
+    setup.critic = run_file.critic if has_critic and run_file.needs_values else None
     builder = Builder(plugins, setup)
     setup.model = builder.instance(run_file.model)
     task = builder.instance(run_file.task) if train else None

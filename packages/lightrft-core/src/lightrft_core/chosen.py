@@ -1,5 +1,6 @@
 """A component that a run file chose, with its validated options."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightrft_core.descriptors import Component
@@ -20,3 +21,8 @@ class Chosen:
     def label(self) -> str:
         """How lists and overrides name it: `spread` in `filters[spread].metric`."""
         return self.name if self.kind == "reward" else self.use or self.name
+
+
+def any_needs(word: str, parts: Iterable[Chosen | None]) -> bool:
+    """Whether one of them declares that capability word among its needs."""
+    return any(part is not None and word in part.component.needs for part in parts)

@@ -5,7 +5,6 @@ from typing import Final
 from lightrft_core import flag_effects as effects
 from lightrft_core.flag_rows import Always, Flag, Refused, Waits, mapped, sets, unless_zero
 
-_CRITIC = Waits("a critic, with the advantage gae")
 _MIX_IN = Waits("a supervised mix-in beside the policy loss")
 _REWARD_MODEL = "a reward model: the reward `model`"
 _FSDP = "the strategy fsdp2"
@@ -28,12 +27,15 @@ MODEL_AND_REWARDS: Final = (
         "reward_recipe", effects.reward_recipe, "text", "Label to rewards with weights: JSON or a file of it.",
         keys="rewards[...].weight, rewards[...].labels",
     ),
-    Flag("critic_pretrain", _CRITIC, "path", "Model that the critic starts from."),
-    Flag("save_value_network", _CRITIC, "switch", "Save the critic too."),
-    Flag("value_head_prefix", _CRITIC, "text", "Name of the critic's head."),
-    Flag("critic_learning_rate", _CRITIC, "float", "Peak learning rate of the critic."),
-    Flag("value_clip", _CRITIC, "float", "Clip range of the critic's values."),
-    Flag("freezing_actor_steps", _CRITIC, "int", "Train the critic alone for so many steps."),
+    Flag("critic_pretrain", "critic.path", "path", "Model that the critic starts from."),
+    Flag("save_value_network", "critic.export", "switch", "Export the critic too."),
+    Flag("value_head_prefix", "critic.head", "text", "Name of the critic's head."),
+    Flag("critic_learning_rate", "critic.lr", "float", "Peak learning rate of the critic."),
+    Flag("value_clip", unless_zero("critic.clip"), "float", "Clip range of the critic's values.", keys="critic.clip"),
+    Flag(
+        "freezing_actor_steps", mapped("critic.policy_freeze_steps", {-1: 0}), "int",
+        "Train the critic alone for so many steps.", keys="critic.policy_freeze_steps",
+    ),
     Flag("rm_use_engine", "rewards[model].engine", "switch", "Serve the reward model by an engine.",
          needs=_REWARD_MODEL),
     Flag(

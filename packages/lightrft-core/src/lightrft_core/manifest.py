@@ -76,6 +76,8 @@ def formula(run_file: RunFile) -> dict[str, Json]:
     choices |= {chosen.kind: _choice(chosen) for chosen in one if chosen is not None}
     for chosen in many:
         choices.setdefault(f"{chosen.kind}s", []).append(_choice(chosen))
+    if run_file.needs_values:
+        choices["critic"] = {"options": run_file.critic.model_dump(mode="json")}
     return {"normalised_by": f"advantage {run_file.advantage.name}", **choices}
 
 

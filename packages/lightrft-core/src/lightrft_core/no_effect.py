@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightrft_core.sections import EvaluationSection, Section
+from lightrft_core.sections import CriticSection, EvaluationSection, Section
 
 Get = Callable[[str], Any]  # Any: the value of a dotted key, of any type
 
@@ -19,7 +19,32 @@ class Rule:
     reason: str
 
 
+def _schedule_rules(section: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(
+            (f"{section}.min_lr_ratio",),
+            f"{section}.schedule",
+            lambda get: get(f"{section}.schedule") == "constant",
+            f"{section}.schedule is constant. Did you mean schedule 'cosine_with_min_lr'?",
+        ),
+        Rule(
+            (f"{section}.warmup_ratio",),
+            f"{section}.warmup_steps",
+            lambda get: get(f"{section}.warmup_steps") is not None,
+            f"{section}.warmup_steps is set. Give one of the two. `--set {section}.warmup_steps=null` takes it back.",
+        ),
+    )
+
+
 RULES = (
+    Rule(
+        tuple(f"critic.{name}" for name in CriticSection.model_fields),
+        "advantage.use",
+        lambda get: not get("critic"),
+        "nothing in this run needs a critic's values. Did you mean advantage 'gae', or algorithm 'ppo'?",
+    ),
+    *_schedule_rules("optim"),
+    *_schedule_rules("critic"),
     Rule(
         ("loss.token_budget",),
         "loss.aggregation",
@@ -31,18 +56,6 @@ RULES = (
         "kl.target",
         lambda get: get("kl.target") is None,
         "the weight is steered only where kl.target is set.",
-    ),
-    Rule(
-        ("optim.min_lr_ratio",),
-        "optim.schedule",
-        lambda get: get("optim.schedule") == "constant",
-        "optim.schedule is constant. Did you mean schedule 'cosine_with_min_lr'?",
-    ),
-    Rule(
-        ("optim.warmup_ratio",),
-        "optim.warmup_steps",
-        lambda get: get("optim.warmup_steps") is not None,
-        "optim.warmup_steps is set. Give one of the two. `--set optim.warmup_steps=null` takes it back.",
     ),
     Rule(
         ("run.episodes",),

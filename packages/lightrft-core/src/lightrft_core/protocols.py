@@ -24,7 +24,7 @@ from lightrft_core.data import (
     Tensor,
 )
 from lightrft_core.objective import Objective
-from lightrft_core.sections import ModelSection, OptimSection, RunSection, SamplerSection, Section
+from lightrft_core.sections import CriticSection, ModelSection, OptimSection, RunSection, SamplerSection, Section
 
 Module = Any  # a torch.nn.Module; core must not import torch
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]
@@ -237,6 +237,23 @@ class ModelAdapter(Protocol):
         """Write a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included."""
 
 
+class ValueAdapter(ModelAdapter, Protocol):
+    """A model adapter that can make a critic of its model: one whose component provides `values`."""
+
+    def load_critic(self, critic: CriticSection) -> Module:
+        """The critic: a model with a value head that maps a hidden state to a number; patches applied, on the CPU."""
+
+    def values(self, critic: Module, batch: Batch, *, layout: Layout = "auto") -> Tensor:
+        """Values [B, T] of what each completion token was chosen in, of the critic's accurate type.
+
+        A token's value has not seen the token itself; entries past a row's length are 0. Carries gradients where
+        they are enabled. `layout_for` plans cuts for a critic as for any module.
+        """
+
+    def export_critic(self, critic: Module, path: Path) -> None:
+        """Write a folder that `load_critic` takes, and `AutoModelForSequenceClassification` where it has the model."""
+
+
 class Strategy(Protocol):
     """How the model is trained: placement, sharding, optimizer. Gradients of ranks add up."""
 
@@ -302,7 +319,10 @@ class Corrected:
 
 @dataclass(slots=True)
 class Setup:
-    """What a component may know of the run while it is built. Later parts are None until they exist."""
+    """What a component may know of the run while it is built. Later parts are None until they exist.
+
+    `critic` is None where nothing needs values; `run.steps` is known once tasks are built.
+    """
 
     run: RunSection
     optim: OptimSection
@@ -313,6 +333,7 @@ class Setup:
     needs: frozenset[str] = frozenset()
     patches: tuple[tuple[str, Callable[[Module], None]], ...] = ()
     world: World = field(default_factory=SoloWorld)
+    critic: CriticSection | None = None
     model: ModelAdapter | None = None
     strategy: Strategy | None = None
 

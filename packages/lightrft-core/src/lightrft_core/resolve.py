@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lightrft_core.chosen import Chosen
+from lightrft_core.chosen import Chosen, any_needs
 from lightrft_core.descriptors import Component
 from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_NAME, BY_SECTION, KINDS, Kind
@@ -12,6 +12,7 @@ from lightrft_core.nodes import Node, Origin, describe
 from lightrft_core.plugins import Plugins
 from lightrft_core.sections import (
     CheckpointSection,
+    CriticSection,
     EvaluationSection,
     KLSection,
     OptimSection,
@@ -29,6 +30,7 @@ from lightrft_core.validation import KeyProblem, Report, location, validate
 CORE_SECTIONS: dict[str, type[Section]] = {
     "run": RunSection,
     "optim": OptimSection,
+    "critic": CriticSection,
     "evaluation": EvaluationSection,
     "checkpoint": CheckpointSection,
     "selftest": SelfTestSection,
@@ -85,6 +87,7 @@ class Resolver:
         self._check_rewards()
         self._check_kl()
         self._check_group_size()
+        self._check_values()
 
     def _refuse_unknown_sections(self) -> None:
         for name, node in self.tree.fields().items():
@@ -239,6 +242,18 @@ class Resolver:
             at = (node.child("place") or node.child("use") or node).origin
             what = f"{chosen.name} in the loss has a gradient of zero expectation: it would hold nothing back."
             self.report.add("kl.place", at, what, "Set kl.place: reward, or kl.use: k3.")
+
+    def needs_values(self) -> bool:
+        """Whether a chosen part reads a critic's values."""
+        return any_needs("values", [*self.one.values(), *(part for parts in self.many.values() for part in parts)])
+
+    def _check_values(self) -> None:
+        """A critic is trained by the strategy, on a model that the adapter can give a value head."""
+        for name in ("strategy", "model") if self.needs_values() else ():
+            part, node = self.one[name], self._section(name)
+            if part is not None and "values" not in part.component.provides:
+                what = f"{part.name} has no critic, and this run needs its values."
+                self.report.add(name, (node.child("use") or node).origin, what, "Choose an advantage without a critic.")
 
     def _check_group_size(self) -> None:
         """What compares siblings has nothing to compare in a group of one."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
-from lightrft_core.chosen import Chosen
+from lightrft_core.chosen import Chosen, any_needs
 from lightrft_core.errors import Problems, UserError
 from lightrft_core.flags import keys_by_flag, waits_by_source
 from lightrft_core.layers import absolute_paths, merge_layers
@@ -21,6 +21,7 @@ from lightrft_core.recipe_files import find_recipe, shown
 from lightrft_core.resolve import CORE_SECTIONS, Resolver, item_label, keys_elsewhere
 from lightrft_core.sections import (
     CheckpointSection,
+    CriticSection,
     EvaluationSection,
     OptimSection,
     PlotsSection,
@@ -47,6 +48,7 @@ READING_ORDER = (
         "sampler",
         "engine",
         "advantage",
+        "critic",
     ),
     *("loss", "kl", "correction", "selectors", "strategy", "optim", "evaluation", "checkpoint", "selftest", "rollouts"),
     *("plots", "trackers", "callbacks"),
@@ -72,6 +74,7 @@ class RunFile:
     advantage: Chosen
     loss: Chosen
     strategy: Chosen
+    critic: CriticSection = field(default_factory=CriticSection)
     algorithm: str | None = None
     kl: Chosen | None = None
     correction: Chosen | None = None
@@ -100,7 +103,7 @@ class RunFile:
             whole["evaluation"]["task"] = _entry(self.evaluation_task)
         if self.patches_off:
             whole["model"]["patches_off"] = list(self.patches_off)
-        left_out: dict[str, Plain] = {"evaluation": {}, "algorithm": None, "plugins": []}
+        left_out: dict[str, Plain] = {"evaluation": {}, "critic": {}, "algorithm": None, "plugins": []}
         return {name: value for name, value in whole.items() if name not in left_out or value != left_out[name]}
 
     def _section_plain(self, name: str) -> Plain:
@@ -119,8 +122,15 @@ class RunFile:
         chosen: dict[str, Chosen | None] = {name: getattr(self, name) for name in singles}
         return core | {name: item.config for name, item in chosen.items() if item is not None}
 
+    @property
+    def needs_values(self) -> bool:
+        """Whether a named part reads a critic's values."""
+        one = (self.advantage, self.loss, self.kl, self.correction)
+        return any_needs("values", [*one, *self.selectors, *self.filters, *self.shapers])
+
     def _present(self) -> dict[str, bool]:
-        return {"filters": bool(self.filters), "evaluation.task": self.evaluation_task is not None}
+        has_evaluation = self.evaluation_task is not None
+        return {"filters": bool(self.filters), "evaluation.task": has_evaluation, "critic": self.needs_values}
 
 
 def load_run_file(path: Path | None, overrides: Sequence[Override], plugins: Plugins | None = None) -> RunFile:
@@ -206,6 +216,7 @@ def _refuse_no_effect(resolver: Resolver) -> None:
         "evaluation.task": evaluation is not None
         and (task := evaluation.child("task")) is not None
         and task.value is not None,
+        "critic": resolver.needs_values(),
     }
     for key, rule in keys_without_effect({**resolver.core, **singles}, present).items():
         child = _node_at(resolver.tree, key)
@@ -264,6 +275,7 @@ def _build(resolver: Resolver, plugin_files: tuple[Path, ...]) -> RunFile:
     return RunFile(
         run=section("run", RunSection),
         optim=section("optim", OptimSection),
+        critic=section("critic", CriticSection),
         evaluation=section("evaluation", EvaluationSection),
         checkpoint=section("checkpoint", CheckpointSection),
         selftest=section("selftest", SelfTestSection),

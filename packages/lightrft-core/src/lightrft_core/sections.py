@@ -53,8 +53,8 @@ class RunSection(Section):
     """... in this many steps in a row."""
 
 
-class OptimSection(Section):
-    """The optimizer and its schedule, and how a rollout is cut into optimizer steps."""
+class LearningSection(Section):
+    """AdamW and its schedule, for whatever learns by them."""
 
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
@@ -74,12 +74,34 @@ class OptimSection(Section):
     """Decoupled weight decay; norms and biases are left out."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the global gradient norm to this; 0 means no clipping."""
+
+
+class OptimSection(LearningSection):
+    """The optimizer and its schedule, and how a rollout is cut into optimizer steps."""
+
     batch_size: int | None = Field(default=None, ge=1)
     """Samples per optimizer step over all ranks; by default everything that one rollout step yields."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each rollout."""
     max_skipped_steps: int = Field(default=5, ge=1)
     """Stop after this many optimizer steps in a row were skipped for non-finite gradients."""
+
+
+class CriticSection(LearningSection):
+    """The critic of advantages that need values: a model with a value head, trained beside the policy."""
+
+    path: str | None = Field(default=None, min_length=1)
+    """Model that it starts from; by default the policy's. A reward model's or critic's head is taken over."""
+    lr: float = Field(default=9e-6, gt=0)
+    """Peak learning rate."""
+    clip: float | None = Field(default=0.2, gt=0)
+    """Largest change of a value in one rollout step that the loss rewards; null does not limit it."""
+    policy_freeze_steps: int = Field(default=0, ge=0)
+    """Rollout steps at the start in which the critic learns and the policy stays as it is."""
+    head: str = Field(default="score", pattern=r"^[A-Za-z_]\w*$")
+    """Name of the value head in the model's files: `score` is that of Hugging Face's reward models."""
+    export: bool = False
+    """`lightrft export` writes the critic too, as a reward model, into the folder `critic`."""
 
 
 class TaskSection(Section):

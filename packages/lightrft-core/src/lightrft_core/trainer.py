@@ -154,7 +154,8 @@ class Trainer:
             batch = parts.model.collate(groups)
             parts.strategy.fill(batch, parts.needs)
             kl = parts.kl.penalise(batch, world) if parts.kl is not None and not parts.kl.in_loss else None
-            batch.advantages_BT = parts.advantage(batch, world).advantages_BT
+            advantages = parts.advantage(batch, world)
+            batch.advantages_BT, batch.returns_BT = advantages.advantages_BT, advantages.returns_BT
             corrected = self._correct(batch)
         self._stop_point()
         with clock("train"):
@@ -270,11 +271,10 @@ class Trainer:
 
     def _stateful(self) -> dict[str, Stateful]:
         parts = self.parts
-        candidates: dict[str, object] = {"task": parts.task, "sampler": parts.sampler, "kl": parts.kl}
-        candidates["watch"] = self._watch
-        candidates |= {f"shaper{index}": shaper for index, shaper in enumerate(parts.shapers)}
-        candidates |= {f"callback{index}": callback for index, callback in enumerate(parts.callbacks)}
-        return {name: part for name, part in candidates.items() if isinstance(part, Stateful)}
+        named: dict[str, object] = {"task": parts.task, "sampler": parts.sampler, "kl": parts.kl, "watch": self._watch}
+        named |= {f"shaper{index}": shaper for index, shaper in enumerate(parts.shapers)}
+        named |= {f"callback{index}": callback for index, callback in enumerate(parts.callbacks)}
+        return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 
     def _report(self, clock: Phases, tokens: float, groups: list[Group], *metrics: Mapping[str, float]) -> StepReport:
         merged = {name: value for part in metrics for name, value in part.items()}

@@ -89,8 +89,11 @@ def stop_tokens(config: TextConfig, hf_config: PreTrainedConfig, tokenizer: PreT
     return tuple(dict.fromkeys(found))
 
 
-def load_model(config: TextConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
-    """Weights in the precision of the files, from safetensors only; `UserError` where some are missing."""
+def load_model(config: TextConfig, hf_config: PreTrainedConfig, *, needs_head: bool = True) -> PreTrainedModel:
+    """Weights in the precision of the files, from safetensors only; `UserError` where some are missing.
+
+    Without `needs_head` those of the output layer may be.
+    """
     options = _options(config, config.path)
 
     def load() -> tuple[PreTrainedModel, dict[str, list[str]]]:
@@ -105,14 +108,21 @@ def load_model(config: TextConfig, hf_config: PreTrainedConfig) -> PreTrainedMod
         return loaded
 
     module, report = _guarded(load, config, "model")
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    spared = set() if needs_head else _head_names(module)
+    missing = sorted(set(report["missing_keys"]) - spared)
+    if missing:
         raise UserError(
             f"{config.path} lacks {len(missing)} of the model's weights, such as {missing[0]}.",
             where="model.path",
             hint="Is this the folder of a causal language model, completely downloaded?",
         )
     return module
+
+
+def _head_names(module: PreTrainedModel) -> set[str]:
+    head = module.get_output_embeddings()
+    own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    return {name for name, parameter in module.named_parameters() if id(parameter) in own}
 
 
 def choose_attention(config: TextConfig, hf_config: PreTrainedConfig) -> str:

@@ -60,12 +60,17 @@ def logprobs(
     else:
         logits_MV = _own_logits(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
-    return LogProbs(_scatter(values_M, exists_BT), None if entropy_M is None else _scatter(entropy_M, exists_BT))
+    return LogProbs(scatter(values_M, exists_BT), None if entropy_M is None else scatter(entropy_M, exists_BT))
 
 
 def hidden_states(module: PreTrainedModel, laid: Laid) -> Tensor:
     """The decoder's last hidden states, [1, N, D] or [B, S, D]."""
-    output: Tensor = module.get_decoder()(**_inputs(laid)).last_hidden_state
+    return decoder_states(module.get_decoder(), laid)
+
+
+def decoder_states(decoder: nn.Module, laid: Laid) -> Tensor:
+    """The same from the decoder itself."""
+    output: Tensor = decoder(**_inputs(laid)).last_hidden_state
     return output
 
 
@@ -101,7 +106,8 @@ def _own_logits(module: PreTrainedModel, laid: Laid) -> Tensor:
     return output
 
 
-def _scatter(values_M: Tensor, exists_BT: Tensor) -> Tensor:
+def scatter(values_M: Tensor, exists_BT: Tensor) -> Tensor:
+    """Values of the completion tokens, row by row, as [B, T] with 0 elsewhere."""
     return values_M.new_zeros(exists_BT.shape).masked_scatter(exists_BT, values_M)
 
 

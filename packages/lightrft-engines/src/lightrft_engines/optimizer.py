@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from lightrft_core.protocols import World
-from lightrft_core.sections import OptimSection
+from lightrft_core.sections import LearningSection
 from torch import Tensor, nn
 
 from lightrft_engines.world import add_over_ranks
@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Optimizer:
     """One step is `begin`, backward passes each followed by `absorb`, `reduce`, `apply` or nothing, `end`."""
 
-    def __init__(self, module: nn.Module, optim: OptimSection) -> None:
+    def __init__(self, module: nn.Module, optim: LearningSection) -> None:
         self._optim = optim
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._names = [name for name, _ in trained]

@@ -17,6 +17,7 @@ def lightrft_models() -> Iterable[ModelComponent]:
         config="lightrft_engines.config:TextConfig",
         summary="Any Hugging Face causal language model, with its chat template.",
         model_types=("*",),
+        provides=frozenset({"values"}),
     )
 
 
@@ -28,7 +29,7 @@ def lightrft_strategies() -> Iterable[Component]:
         target="lightrft_engines.single:SingleStrategy",
         config="lightrft_engines.config:SingleConfig",
         summary="The whole model on one device; under torchrun one replica per rank, gradients summed.",
-        provides=frozenset({"old_logprobs", "ref_logprobs", "entropy"}),
+        provides=frozenset({"old_logprobs", "ref_logprobs", "entropy", "values"}),
     )
 
 

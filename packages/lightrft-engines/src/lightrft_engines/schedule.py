@@ -7,17 +7,17 @@ Step k counts from 0, W steps warm up, N steps in all:
 
 import math
 
-from lightrft_core.sections import OptimSection
+from lightrft_core.sections import LearningSection
 
 
-def num_warmup_steps(optim: OptimSection, num_steps: int) -> int:
+def num_warmup_steps(optim: LearningSection, num_steps: int) -> int:
     """Optimizer steps of the warm-up: `warmup_steps` where given, else the ratio of all steps, rounded up."""
     if optim.warmup_steps is not None:
         return optim.warmup_steps
     return math.ceil(optim.warmup_ratio * num_steps)
 
 
-def learning_rate(optim: OptimSection, step: int, num_steps: int) -> float:
+def learning_rate(optim: LearningSection, step: int, num_steps: int) -> float:
     """Rate of optimizer step `step` (from 0) of `num_steps`; past the end the last rate stays."""
     num_warmup = num_warmup_steps(optim, num_steps)
     if step < num_warmup:

@@ -10,12 +10,14 @@ from jinja2 import TemplateError
 from lightrft_core.data import Batch, Group, Prompt, Rollout
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Layout, LogProbs, Setup
-from torch import Tensor
+from lightrft_core.sections import CriticSection
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightrft_engines.config import TextConfig
 from lightrft_engines.hub import load_config, load_model, load_template, load_tokenizer, quietly, stop_tokens
 from lightrft_engines.logprobs import Abilities, logprobs, probe
+from lightrft_engines.value_model import ValueModel, export, read_head, values
 
 log = logging.getLogger(__name__)
 _NO_CHARACTER, _LONGEST_CHARACTER = "\ufffd", 8  # what a part of a character decodes to; tokens of the longest
@@ -32,7 +34,7 @@ class TextAdapter:
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config)
         self._template = load_template(config, self._tokenizer)
         self._stop = stop_tokens(config, self._hf_config, self._tokenizer)
-        self._abilities: WeakKeyDictionary[PreTrainedModel, Abilities] = WeakKeyDictionary()
+        self._abilities: WeakKeyDictionary[nn.Module, Abilities] = WeakKeyDictionary()
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -49,11 +51,30 @@ class TextAdapter:
 
         `UserError` where the folder, the weights or the tokenizer are not what a model needs.
         """
-        module = load_model(self._config, self._hf_config)
-        for name, patch in self._patches:
-            log.info("%s: patch %s", role, name)
-            patch(module)
-        return module.eval()
+        return self._patched(load_model(self._config, self._hf_config), role)
+
+    def load_critic(self, critic: CriticSection) -> ValueModel:
+        """See `protocols.ValueAdapter.load_critic`; `UserError` where the model cannot be the policy's critic."""
+        path = critic.path or self._config.path
+        config = self._config.model_copy(update={"path": path, "revision": None} if critic.path else {})
+        try:
+            hf_config = load_config(config)
+            module = self._patched(load_model(config, hf_config, needs_head=False), "critic")
+        except UserError as error:
+            raise UserError(error.what, where="critic.path", hint=error.hint) from error
+        own, needed = (item.get_text_config().vocab_size for item in (hf_config, self._hf_config))
+        if own < needed:
+            raise UserError(
+                f"{path} knows {own} tokens, and the policy writes {needed}.",
+                where="critic.path",
+                hint="A critic reads the policy's tokens: choose a model with the same tokenizer.",
+            )
+        weight_1D = read_head(path, config.revision, critic.head, hf_config.get_text_config().hidden_size)
+        log.info("critic: %s value head `%s`", "a new" if weight_1D is None else "the model's own", critic.head)
+        value_model = ValueModel(module.get_decoder(), module.base_model_prefix, critic.head, weight_1D)
+        self._abilities[value_model] = probe(module)
+        value_model.eval()
+        return value_model
 
     def render(self, prompt: Prompt) -> tuple[int, ...]:
         """Chat template with the generation prompt added; `plain` joins contents by blank lines."""
@@ -116,7 +137,7 @@ class TextAdapter:
             truncated_B=torch.tensor([rollout.finish_reason != "stop" for rollout in rollouts], dtype=torch.bool),
         )
 
-    def layout_for(self, module: PreTrainedModel, batch: Batch, layout: Layout) -> Layout:
+    def layout_for(self, module: nn.Module, batch: Batch, layout: Layout) -> Layout:
         """`auto` resolved to what this model computes right; `UserError` where `packed` is asked for and is not."""
         try:
             return self._abilities_of(module).layout(layout, batch)
@@ -135,6 +156,15 @@ class TextAdapter:
         """See `protocols.ModelAdapter.logprobs`; entries past a row's length are 0."""
         resolved = self.layout_for(module, batch, layout)
         return logprobs(module, batch, self._abilities_of(module), layout=resolved, entropy=entropy, chunk=chunk)
+
+    def values(self, critic: ValueModel, batch: Batch, *, layout: Layout = "auto") -> Tensor:
+        """See `protocols.ValueAdapter.values`."""
+        return values(critic, batch, self.layout_for(critic, batch, layout))
+
+    def export_critic(self, critic: ValueModel, path: Path) -> None:
+        """Safetensors, config and tokenizer."""
+        export(critic, path)
+        self._tokenizer.save_pretrained(path)
 
     def export(self, module: PreTrainedModel, path: Path) -> None:
         """Safetensors, configs and tokenizer."""
@@ -157,7 +187,13 @@ class TextAdapter:
             ) from error
         return tuple(ids)
 
-    def _abilities_of(self, module: PreTrainedModel) -> Abilities:
+    def _patched(self, module: PreTrainedModel, role: str) -> PreTrainedModel:
+        for name, patch in self._patches:
+            log.info("%s: patch %s", role, name)
+            patch(module)
+        return module.eval()
+
+    def _abilities_of(self, module: nn.Module) -> Abilities:
         if module not in self._abilities:
             self._abilities[module] = probe(module)
         return self._abilities[module]

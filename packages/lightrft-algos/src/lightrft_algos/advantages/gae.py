@@ -2,8 +2,8 @@
 
     delta_t = r_t + gamma V_{t+1} - V_t,   A_t = sum_{k >= 0} (gamma lambda)^k delta_{t+k},   returns_t = A_t + V_t
 
-R is added at the last trained token, after which V is 0: a completion that was cut off ends there too. Time is counted in
-trained tokens. The returns, which the critic learns from, are those of the advantages before any whitening.
+R is added at the last trained token, after which V is 0: a completion that was cut off ends there too. Time is counted
+in trained tokens. The returns, which the critic learns from, are those of the advantages before any whitening.
 """
 
 from lightrft_core.data import Batch, Tensor

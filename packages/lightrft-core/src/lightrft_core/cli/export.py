@@ -31,7 +31,7 @@ def export(
     run_dir = RunDir.find(run)
     run_file, plugins = resolve_command_line(str(run_dir.run_yaml), [], [])
     checkpoint = checkpoint_of(run_dir, step)
-    core = build_core(run_file, plugins, run_dir, launch.world_size(), train=False)
+    core = build_core(run_file, plugins, run_dir, launch.world_size(), train=False, export=True)
     try:
         core.strategy.load(checkpoint.path)
         core.strategy.export(to)

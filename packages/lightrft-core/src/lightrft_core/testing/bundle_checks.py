@@ -7,6 +7,7 @@ from lightrft_core.descriptors import Algorithm, Command, Component
 from lightrft_core.kinds import BY_SECTION, Kind
 from lightrft_core.sections import (
     CheckpointSection,
+    CriticSection,
     EvaluationSection,
     OptimSection,
     PlotsSection,
@@ -20,6 +21,7 @@ from lightrft_core.testing.results import Case, Check, require
 CORE_SECTIONS: Mapping[str, type[Section]] = {
     "run": RunSection,
     "optim": OptimSection,
+    "critic": CriticSection,
     "evaluation": EvaluationSection,
     "checkpoint": CheckpointSection,
     "selftest": SelfTestSection,
