@@ -207,11 +207,6 @@ def test_a_reference_that_the_run_does_not_need_is_not_loaded(build, batch):
         build().logprobs(batch, role="reference")
 
 
-def test_values_need_another_strategy(build, batch):
-    with pytest.raises(UserError, match="no critic"):
-        build().fill(batch, frozenset({"values"}))
-
-
 def test_the_gap_to_the_engine_is_measured(build, batch):
     strategy = build()
     own = strategy.logprobs(batch).logprobs_BT

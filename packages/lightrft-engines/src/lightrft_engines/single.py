@@ -48,7 +48,7 @@ class SingleStrategy:
         self._roles: dict[str, nn.Module] = {"policy": policy}
         if "ref_logprobs" in setup.needs:
             self._roles["reference"] = self._placed(self._adapter.load("reference")).requires_grad_(False)
-        self._critic, self._frozen_updates = self._build_critic(setup), frozen
+        self.critic, self._frozen_updates = self._build_critic(setup), frozen
         self._exports_critic = setup.critic is not None and setup.critic.export
 
     @property
@@ -79,7 +79,7 @@ class SingleStrategy:
     @property
     def is_policy_frozen(self) -> bool:
         """Whether the next step leaves the policy as it is, while its critic warms up."""
-        return self._critic is not None and self._critic.role.steps_done < self._frozen_updates
+        return self.critic is not None and self.critic.role.steps_done < self._frozen_updates
 
     def fill(self, batch: Batch, needs: frozenset[str]) -> None:
         """Set `old_logprobs`, `ref_logprobs`, `entropy`, `values` of the rows that train; zeros elsewhere."""
@@ -105,8 +105,8 @@ class SingleStrategy:
         norms: dict[TrainedRole, float] = {}
         if not is_frozen:
             norms[self._policy] = self._policy_gradient(minibatch, objective, totals, sums)
-        if self._critic is not None:
-            norms[self._critic.role] = self._critic.gradient(minibatch, totals, sums, self._world)
+        if self.critic is not None:
+            norms[self.critic.role] = self.critic.gradient(minibatch, totals, sums, self._world)
         lr = 0.0 if is_frozen else self._policy.rate
         unsound = [norm for norm in norms.values() if not math.isfinite(norm)]  # one non-finite entry makes it so
         for role, norm in norms.items():
@@ -134,17 +134,17 @@ class SingleStrategy:
             return
         state = {"format": FORMAT, "optimizer_steps": self._policy.steps_done}
         self._policy.save(path)
-        if self._critic is not None:
-            self._critic.role.save(path)
-            state["critic_steps"] = self._critic.role.steps_done
+        if self.critic is not None:
+            self.critic.role.save(path)
+            state["critic_steps"] = self.critic.role.steps_done
         (path / "strategy.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     def load(self, path: Path) -> None:
         """Take them back, exactly; `UserError` for another model's checkpoint, with nothing changed."""
         state = json.loads((path / "strategy.json").read_text(encoding="utf-8"))
         policy = self._policy.read(path)
-        if self._critic is not None:
-            self._critic.role.take(self._critic.role.read(path), int(state["critic_steps"]))
+        if self.critic is not None:
+            self.critic.role.take(self.critic.role.read(path), int(state["critic_steps"]))
         self._policy.take(policy, int(state["optimizer_steps"]))
         own_random = path / f"random-{self._world.rank:05d}.safetensors"
         if own_random.is_file():
@@ -154,14 +154,14 @@ class SingleStrategy:
         """Rank 0 writes the Hugging Face folder, and the critic where that was asked for; the others wait for it."""
         if self._world.rank == 0:
             self._adapter.export(self.policy, path)
-            if self._critic is not None and self._exports_critic:
-                self._critic.adapter.export_critic(self._critic.role.module, path / "critic")
+            if self.critic is not None and self._exports_critic:
+                self.critic.adapter.export_critic(self.critic.role.module, path / "critic")
         self._world.barrier()
 
     def close(self) -> None:
         """Leave the process group and drop the models."""
         self._roles.clear()
-        self._critic = None
+        self.critic = None
         if isinstance(self._world, TorchWorld):
             self._world.close()
 
@@ -175,9 +175,9 @@ class SingleStrategy:
         return Critic(role, adapter, self._passes, setup.critic.clip)
 
     def _require_critic(self) -> Critic:
-        if self._critic is None:
+        if self.critic is None:
             raise ValueError("values are needed and this run has no critic: it was built without `setup.critic`")
-        return self._critic
+        return self.critic
 
     def _placed(self, module: nn.Module) -> nn.Module:
         cast_parameters(module, choose_dtype(self._config.precision, self._device))
