@@ -22,7 +22,7 @@ from lightrft_core.kl_term import KLTerm
 from lightrft_core.model_choice import model_type
 from lightrft_core.objective import Objective
 from lightrft_core.plugins import Plugins
-from lightrft_core.protocols import Corrected, Engine, ModelAdapter, Sampler, Setup, Strategy, Task, World
+from lightrft_core.protocols import Corrected, Engine, ModelAdapter, RefreshingStrategy, Sampler, Setup, Strategy, Task, World
 from lightrft_core.rundir import RunDir
 from lightrft_core.runfile import Chosen, RunFile
 from lightrft_core.scoring import RewardSet
@@ -150,7 +150,7 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
     filters = Filters(
         [(item.name, build.function(item)) for item in run_file.filters], core.setup.sampler.max_refill_rounds, world
     )
-    kl = KLTerm(build.function(run_file.kl), cast(KLSection, run_file.kl.config)) if run_file.kl is not None else None
+    kl = build_kl(core, run_file.kl) if run_file.kl is not None else None
     parts = Parts(
         task=task,
         sampler=sampler,
@@ -183,6 +183,14 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         minibatches=core.batch.num_minibatches,
     )
     return Trainer(parts, plan)
+
+
+def build_kl(core: Core, chosen: Chosen) -> KLTerm:
+    """The KL's estimator and controller, with the strategy's way to renew its reference where that is asked for."""
+    config, estimate = cast(KLSection, chosen.config), core.builder.function(chosen)
+    if config.refresh_every is None:
+        return KLTerm(estimate, config)
+    return KLTerm(estimate, config, cast(RefreshingStrategy, core.strategy).refresh_reference)
 
 
 def objective_of(run_file: RunFile, build: Builder, kl: KLTerm | None) -> Objective:

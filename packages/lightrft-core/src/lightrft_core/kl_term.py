@@ -4,7 +4,7 @@ The adaptive controller is that of Ziegler et al. 2019 (arXiv:1909.08593, sectio
 `1 + clip(KL / target - 1, -0.2, 0.2) * samples / horizon`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.objective import KLFunction
@@ -15,10 +15,10 @@ MAX_ERROR = 0.2
 
 
 class KLTerm:
-    """A KL estimator with its coefficient; `coef` is what the next step uses."""
+    """A KL estimator with its coefficient; `coef` is what the next step uses. `refresh` renews the reference."""
 
-    def __init__(self, estimate: KLFunction, config: KLSection) -> None:
-        self.estimate, self.config = estimate, config
+    def __init__(self, estimate: KLFunction, config: KLSection, refresh: Callable[[], None] = lambda: None) -> None:
+        self.estimate, self.config, self._refresh = estimate, config, refresh
         self.coef = config.coef
 
     @property
@@ -42,6 +42,13 @@ class KLTerm:
             return
         error = min(max(kl / self.config.target - 1.0, -MAX_ERROR), MAX_ERROR)
         self.coef *= 1.0 + error * num_samples / self.config.horizon
+
+    def end_step(self, step: int, kl: float | None, num_samples: int) -> None:
+        """Rollout step `step` is over, in which this KL was measured: steer, and renew the reference where it is due."""
+        if kl is not None:
+            self.observe(kl, num_samples)
+        if self.config.refresh_every is not None and step % self.config.refresh_every == 0:
+            self._refresh()
 
     def state_dict(self) -> dict[str, Json]:
         """The coefficient."""

@@ -300,6 +300,13 @@ class Strategy(Protocol):
         """Leave the process group and free memory."""
 
 
+class RefreshingStrategy(Strategy, Protocol):
+    """A strategy that can renew its reference: one whose component provides `reference_refresh`."""
+
+    def refresh_reference(self) -> None:
+        """Make the policy as it is now the reference; checkpoints hold the renewed one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Advantages:
     """Per-token advantages, already normalised, and returns where a critic learns from them."""

@@ -88,6 +88,7 @@ class Resolver:
         self._check_kl()
         self._check_group_size()
         self._check_values()
+        self._check_refresh()
 
     def _refuse_unknown_sections(self) -> None:
         for name, node in self.tree.fields().items():
@@ -254,6 +255,14 @@ class Resolver:
             if part is not None and "values" not in part.component.provides:
                 what = f"{part.name} has no critic, and this run needs its values."
                 self.report.add(name, (node.child("use") or node).origin, what, "Choose an advantage without a critic.")
+
+    def _check_refresh(self) -> None:
+        kl, strategy = self.one["kl"], self.one["strategy"]
+        if kl is None or strategy is None or not isinstance(kl.config, KLSection) or kl.config.refresh_every is None:
+            return
+        if "reference_refresh" not in strategy.component.provides:
+            at = (self._section("kl").child("refresh_every") or self._section("kl")).origin
+            self.report.add("kl.refresh_every", at, f"strategy {strategy.name} keeps its reference.", "Leave it out.")
 
     def _check_group_size(self) -> None:
         """What compares siblings has nothing to compare in a group of one."""

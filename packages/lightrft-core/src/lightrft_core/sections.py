@@ -183,6 +183,8 @@ class KLSection(Section):
     """Steer the weight so that the measured KL nears this value (adaptive controller)."""
     horizon: int = Field(default=10000, ge=1)
     """Samples over which the adaptive controller acts."""
+    refresh_every: int | None = Field(default=None, ge=1)
+    """Rollout steps after which the policy as it then is becomes the reference, again and again; by default never."""
 
 
 class ModelSection(Section):

@@ -295,8 +295,8 @@ class Trainer:
             self.parts.store.add(self.step_done, groups, phase=phase)
 
     def _steer_kl(self, trained: Mapping[str, float], num_rows: int) -> None:
-        if self.parts.kl is not None and "train/kl" in trained:
-            self.parts.kl.observe(trained["train/kl"], int(self.world.sum([num_rows])[0]))
+        if self.parts.kl is not None:
+            self.parts.kl.end_step(self.step_done, trained.get("train/kl"), int(self.world.sum([num_rows])[0]))
 
     def _stop_point(self) -> None:
         """Agree over all ranks whether to stop here."""

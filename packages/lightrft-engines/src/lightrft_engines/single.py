@@ -22,6 +22,7 @@ from lightrft_engines.critic import Critic
 from lightrft_engines.fingerprint import fingerprint, spread_names
 from lightrft_engines.passes import Passes, on_device, required, trained_rows
 from lightrft_engines.placement import cast_parameters, choose_device, choose_dtype
+from lightrft_engines.reference import Reference
 from lightrft_engines.stepsums import StepSums
 from lightrft_engines.tensors_io import read_tensors, write_tensors
 from lightrft_engines.trained import CRITIC, POLICY, TrainedRole
@@ -45,9 +46,7 @@ class SingleStrategy:
         frozen, num_steps = _frozen_updates(setup), setup.num_optimizer_steps
         policy = self._placed(self._adapter.load("policy"))
         self._policy = TrainedRole(policy, setup.optim, num_steps - frozen, POLICY, checkpointing=config.checkpointing)
-        self._roles: dict[str, nn.Module] = {"policy": policy}
-        if "ref_logprobs" in setup.needs:
-            self._roles["reference"] = self._placed(self._adapter.load("reference")).requires_grad_(False)
+        self._reference = Reference(self._load_reference) if "ref_logprobs" in setup.needs else None
         self.critic, self._frozen_updates = self._build_critic(setup), frozen
         self._exports_critic = setup.critic is not None and setup.critic.export
 
@@ -64,7 +63,7 @@ class SingleStrategy:
     @property
     def policy(self) -> nn.Module:
         """The trained module, for engines that serve it in place."""
-        return self._roles["policy"]
+        return self._policy.module
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +116,12 @@ class SingleStrategy:
         policy_norm = norms.get(self._policy, 0.0)
         return StepStats(metrics=sums.over_ranks(self._world), grad_norm=policy_norm, lr=lr, skipped=skipped)
 
+    def refresh_reference(self) -> None:
+        """Make the policy as it is now the reference."""
+        if self._reference is None:
+            raise ValueError("this run has no reference that could be renewed")
+        self._reference.refresh(self.policy)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters by their Hugging Face names, tied ones once."""
         for name, parameter in self.policy.named_parameters():
@@ -137,6 +142,8 @@ class SingleStrategy:
         if self.critic is not None:
             self.critic.role.save(path)
             state["critic_steps"] = self.critic.role.steps_done
+        if self._reference is not None:
+            self._reference.save(path)
         (path / "strategy.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     def load(self, path: Path) -> None:
@@ -145,6 +152,8 @@ class SingleStrategy:
         policy = self._policy.read(path)
         if self.critic is not None:
             self.critic.role.take(self.critic.role.read(path), int(state["critic_steps"]))
+        if self._reference is not None:
+            self._reference.load(path)
         self._policy.take(policy, int(state["optimizer_steps"]))
         own_random = path / f"random-{self._world.rank:05d}.safetensors"
         if own_random.is_file():
@@ -160,8 +169,7 @@ class SingleStrategy:
 
     def close(self) -> None:
         """Leave the process group and drop the models."""
-        self._roles.clear()
-        self.critic = None
+        self._reference = self.critic = None
         if isinstance(self._world, TorchWorld):
             self._world.close()
 
@@ -178,6 +186,9 @@ class SingleStrategy:
         if self.critic is None:
             raise ValueError("values are needed and this run has no critic: it was built without `setup.critic`")
         return self.critic
+
+    def _load_reference(self) -> nn.Module:
+        return self._placed(self._adapter.load("reference"))
 
     def _placed(self, module: nn.Module) -> nn.Module:
         cast_parameters(module, choose_dtype(self._config.precision, self._device))
@@ -224,9 +235,10 @@ class SingleStrategy:
         sums.add_gap(part.engine_logprobs_BT, old_BT, part.mask_BT)
 
     def _without_gradient(self, batch: Batch, rows: list[int], role: str, layout: Layout, entropy: bool) -> LogProbs:
-        if role not in self._roles:
-            raise ValueError(f"no role {role!r}; this run has {', '.join(self._roles)}")
-        return self._passes.logprobs(self._roles[role], batch, rows, layout, entropy)
+        roles = {"policy": self.policy} | ({} if self._reference is None else {"reference": self._reference.module})
+        if role not in roles:
+            raise ValueError(f"no role {role!r}; this run has {', '.join(roles)}")
+        return self._passes.logprobs(roles[role], batch, rows, layout, entropy)
 
 
 def _frozen_updates(setup: Setup) -> int:
