@@ -16,3 +16,25 @@ def test_ppo_gains_30_points_in_20_steps(lightrft, tmp_path):
     steps = [line for line in lines if "train/value_loss" in line]
     assert steps[-1]["train/value_loss"] < 0.5 * steps[0]["train/value_loss"]
     assert all("train/value_clip_fraction" in line for line in steps)
+
+
+def test_the_average_and_the_critic_are_exported_on_request(lightrft, tmp_path):
+    from safetensors.torch import load_file
+
+    sets = (
+        "algorithm=ppo",
+        "critic.export=true",
+        "strategy.ema=true",
+        "run.steps=2",
+        "run.name=short",
+        "evaluation=null",
+    )
+    done = lightrft("train", "quickstart", *(word for item in sets for word in ("--set", item)))
+    assert done.returncode == 0, done.stderr
+    for words in (("--to", "last"), ("--to", "average", "--ema")):
+        done = lightrft("export", "short", *words)
+        assert done.returncode == 0, done.stderr
+    last, average = (load_file(tmp_path / name / "model.safetensors") for name in ("last", "average"))
+    assert last.keys() == average.keys()
+    assert any((last[name] != average[name]).any() for name in last)
+    assert (tmp_path / "last/critic/model.safetensors").is_file()

@@ -22,7 +22,17 @@ from lightrft_core.kl_term import KLTerm
 from lightrft_core.model_choice import model_type
 from lightrft_core.objective import Objective
 from lightrft_core.plugins import Plugins
-from lightrft_core.protocols import Corrected, Engine, ModelAdapter, RefreshingStrategy, Sampler, Setup, Strategy, Task, World
+from lightrft_core.protocols import (
+    Corrected,
+    Engine,
+    ModelAdapter,
+    RefreshingStrategy,
+    Sampler,
+    Setup,
+    Strategy,
+    Task,
+    World,
+)
 from lightrft_core.rundir import RunDir
 from lightrft_core.runfile import Chosen, RunFile
 from lightrft_core.scoring import RewardSet
@@ -118,10 +128,9 @@ def needs_of(run_file: RunFile) -> frozenset[str]:
 def build_core(
     run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size: int, *, train: bool = True, export: bool = False
 ) -> Core:
-    """Model, strategy and engine, loaded; the batch arithmetic is checked before anything is.
+    """Model, strategy and engine, loaded, after the batch arithmetic is checked.
 
-    Without `train` the policy is all that is loaded; with `export` also a critic that is to be exported.
-    """
+    Without `train` the policy is all that is loaded, with `export` also a critic that is to be exported."""
     plan = check_batch(run_file, world_size)
     setup = _first_setup(run_file, plugins, run_dir.path)
     setup.needs = needs_of(run_file) if train else frozenset()

@@ -44,7 +44,7 @@ class KLTerm:
         self.coef *= 1.0 + error * num_samples / self.config.horizon
 
     def end_step(self, step: int, kl: float | None, num_samples: int) -> None:
-        """Rollout step `step` is over, in which this KL was measured: steer, and renew the reference where it is due."""
+        """Rollout step `step` is over, in which this KL was measured: steer, and renew the reference if it is due."""
         if kl is not None:
             self.observe(kl, num_samples)
         if self.config.refresh_every is not None and step % self.config.refresh_every == 0:

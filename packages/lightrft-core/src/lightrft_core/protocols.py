@@ -307,6 +307,13 @@ class RefreshingStrategy(Strategy, Protocol):
         """Make the policy as it is now the reference; checkpoints hold the renewed one."""
 
 
+class AveragingStrategy(Strategy, Protocol):
+    """A strategy that may keep a moving average of the policy's weights: one whose component provides `ema`."""
+
+    def take_average(self) -> None:
+        """Make the average the policy, for an export; `UserError` where the run kept none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Advantages:
     """Per-token advantages, already normalised, and returns where a critic learns from them."""

@@ -1,8 +1,9 @@
 """Options of the text adapter and the `single` strategy. Free of torch, so that the command line can read them."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-from lightrft_core.sections import ModelSection, Section
+from lightrft_core.sections import Idle, ModelSection, Section
 from pydantic import Field
 
 
@@ -44,3 +45,11 @@ class SingleConfig(Section):
     computes the same that way."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
+    ema: bool = False
+    """Keep a moving average of the weights beside them, in fp32: `lightrft export --ema` writes it."""
+    ema_beta: float = Field(default=0.992, ge=0, lt=1)
+    """What one optimizer step keeps of the average."""
+
+    def idle(self) -> Mapping[str, Idle]:
+        """Without an average there is nothing to keep of it."""
+        return {} if self.ema else {"ema_beta": Idle("ema", "strategy.ema is off, so no average is kept.")}

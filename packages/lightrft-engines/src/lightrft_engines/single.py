@@ -17,6 +17,7 @@ from lightrft_core.objective import Objective, Totals, local_totals
 from lightrft_core.protocols import Layout, LogProbs, Setup, ValueAdapter, World
 from torch import Tensor, nn
 
+from lightrft_engines.average import Average
 from lightrft_engines.config import SingleConfig
 from lightrft_engines.critic import Critic
 from lightrft_engines.fingerprint import fingerprint, spread_names
@@ -47,6 +48,7 @@ class SingleStrategy:
         policy = self._placed(self._adapter.load("policy"))
         self._policy = TrainedRole(policy, setup.optim, num_steps - frozen, POLICY, checkpointing=config.checkpointing)
         self._reference = Reference(self._load_reference) if "ref_logprobs" in setup.needs else None
+        self._average = Average(self._policy, config.ema_beta) if config.ema else None
         self.critic, self._frozen_updates = self._build_critic(setup), frozen
         self._exports_critic = setup.critic is not None and setup.critic.export
 
@@ -112,6 +114,8 @@ class SingleStrategy:
             if not unsound:
                 role.apply(norm)
             role.forget()
+        if self._average is not None and not is_frozen and not unsound:
+            self._average.follow()
         skipped = f"the gradient norm is {unsound[0]}" if unsound else None
         policy_norm = norms.get(self._policy, 0.0)
         return StepStats(metrics=sums.over_ranks(self._world), grad_norm=policy_norm, lr=lr, skipped=skipped)
@@ -121,6 +125,12 @@ class SingleStrategy:
         if self._reference is None:
             raise ValueError("this run has no reference that could be renewed")
         self._reference.refresh(self.policy)
+
+    def take_average(self) -> None:
+        """Make the average of the weights the policy; `UserError` where none is kept."""
+        if self._average is None:
+            raise UserError("this run kept no average of its weights.", where="strategy.ema", hint="Set it to true.")
+        self._average.give()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters by their Hugging Face names, tied ones once."""
@@ -144,6 +154,8 @@ class SingleStrategy:
             state["critic_steps"] = self.critic.role.steps_done
         if self._reference is not None:
             self._reference.save(path)
+        if self._average is not None:
+            self._average.save(path)
         (path / "strategy.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
     def load(self, path: Path) -> None:
@@ -154,6 +166,8 @@ class SingleStrategy:
             self.critic.role.take(self.critic.role.read(path), int(state["critic_steps"]))
         if self._reference is not None:
             self._reference.load(path)
+        if self._average is not None:
+            self._average.load(path)
         self._policy.take(policy, int(state["optimizer_steps"]))
         own_random = path / f"random-{self._world.rank:05d}.safetensors"
         if own_random.is_file():

@@ -1,6 +1,6 @@
 """A module that learns: its optimizer, its schedule, its files in a checkpoint. Policy and critic are alike in this."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,14 @@ class TrainedRole:
     def weights(self) -> dict[str, Tensor]:
         """Trained parameters in full precision, frozen ones as they are."""
         return dict(self.module.named_parameters()) | self._optimizer.weights()
+
+    def learned(self) -> dict[str, Tensor]:
+        """The parameters that learn, in full precision; the frozen ones are not among them."""
+        return self._optimizer.weights()
+
+    def set_learned(self, weights: Mapping[str, Tensor]) -> None:
+        """Give them other values."""
+        self._optimizer.load_weights(weights)
 
     def save(self, path: Path) -> None:
         """Write weights and moments."""

@@ -1,7 +1,7 @@
 """`lightrft export RUN --to DIR`: a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -17,12 +17,16 @@ def export(
     step: Annotated[
         int | None, typer.Option("--step", metavar="NUMBER", help="Checkpoint of this step; by default the newest.")
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Write the moving average of the weights (strategy.ema), not the last ones.")
+    ] = False,
 ) -> None:
     """Load the checkpoint and write the model, its tokenizer and generation settings as safetensors."""
     from lightrft_core import launch
     from lightrft_core.assembly import build_core
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
+    from lightrft_core.protocols import AveragingStrategy
     from lightrft_core.rundir import RunDir
     from lightrft_core.session import checkpoint_of
 
@@ -30,10 +34,15 @@ def export(
         raise UserError("the folder is not empty", where=str(to), hint="Choose a new one; nothing is overwritten.")
     run_dir = RunDir.find(run)
     run_file, plugins = resolve_command_line(str(run_dir.run_yaml), [], [])
+    if ema and "ema" not in run_file.strategy.component.provides:
+        what = f"strategy {run_file.strategy.name} keeps no average of the weights."
+        raise UserError(what, where="--ema", hint="Leave it out.")
     checkpoint = checkpoint_of(run_dir, step)
     core = build_core(run_file, plugins, run_dir, launch.world_size(), train=False, export=True)
     try:
         core.strategy.load(checkpoint.path)
+        if ema:
+            cast(AveragingStrategy, core.strategy).take_average()
         core.strategy.export(to)
     finally:
         core.close()
