@@ -18,21 +18,12 @@ from lightrft_core.data import Batch, Sampling
 from lightrft_core.descriptors import ModelComponent
 from lightrft_core.evaluation import Evaluator
 from lightrft_core.filtering import Filters
-from lightrft_core.kl_term import KLTerm
+from lightrft_core.kl_term import KLTerm, kl_term
+from lightrft_core.mix_in import before_update
 from lightrft_core.model_choice import model_type
 from lightrft_core.objective import Objective
 from lightrft_core.plugins import Plugins
-from lightrft_core.protocols import (
-    Corrected,
-    Engine,
-    ModelAdapter,
-    RefreshingStrategy,
-    Sampler,
-    Setup,
-    Strategy,
-    Task,
-    World,
-)
+from lightrft_core.protocols import Corrected, Engine, ModelAdapter, Sampler, Setup, Strategy, Task, World
 from lightrft_core.rundir import RunDir
 from lightrft_core.runfile import Chosen, RunFile
 from lightrft_core.scoring import RewardSet
@@ -159,7 +150,9 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
     filters = Filters(
         [(item.name, build.function(item)) for item in run_file.filters], core.setup.sampler.max_refill_rounds, world
     )
-    kl = build_kl(core, run_file.kl) if run_file.kl is not None else None
+    kl = None
+    if run_file.kl is not None:
+        kl = kl_term(build.function(run_file.kl), cast(KLSection, run_file.kl.config), core.strategy)
     parts = Parts(
         task=task,
         sampler=sampler,
@@ -181,6 +174,7 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         store=RolloutStore(run_dir.rollouts) if run_file.rollouts.save else None,
         checkpoints=Checkpoints(run_dir.checkpoints, run_file.checkpoint.keep),
         stopper=stopper,
+        before_update=before_update(run_file.optim.ptx, core.model, core.strategy, run_file.run.seed),
     )
     plan = Plan(
         run=run_file.run,
@@ -192,14 +186,6 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         minibatches=core.batch.num_minibatches,
     )
     return Trainer(parts, plan)
-
-
-def build_kl(core: Core, chosen: Chosen) -> KLTerm:
-    """The KL's estimator and controller, with the strategy's way to renew its reference where that is asked for."""
-    config, estimate = cast(KLSection, chosen.config), core.builder.function(chosen)
-    if config.refresh_every is None:
-        return KLTerm(estimate, config)
-    return KLTerm(estimate, config, cast(RefreshingStrategy, core.strategy).refresh_reference)
 
 
 def objective_of(run_file: RunFile, build: Builder, kl: KLTerm | None) -> Objective:

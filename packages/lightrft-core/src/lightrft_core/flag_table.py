@@ -5,7 +5,6 @@ from typing import Final
 from lightrft_core import flag_effects as effects
 from lightrft_core.flag_rows import Always, Flag, Refused, Waits, mapped, sets, unless_zero
 
-_MIX_IN = Waits("a supervised mix-in beside the policy loss")
 _REWARD_MODEL = "a reward model: the reward `model`"
 _FSDP = "the strategy fsdp2"
 _DEEPSPEED = "the strategy deepspeed"
@@ -101,8 +100,8 @@ OPTIMIZER: Final = (
     Flag("max_norm", "optim.max_grad_norm", "float", "Clip the global gradient norm; 0 is off."),
     Flag("l2", "optim.weight_decay", "float", "Decoupled weight decay."),
     Flag("adam_betas", "optim.betas", "floats", "AdamW's two decay rates."),
-    Flag("ptx_coef", _MIX_IN, "float", "Weight of a supervised loss."),
-    Flag("pretrain_data", _MIX_IN, "paths", "Data of a supervised loss."),
+    Flag("ptx_coef", "optim.ptx.coef", "float", "Weight of a supervised loss."),
+    Flag("pretrain_data", "optim.ptx.path", "paths", "Data of a supervised loss."),
     Flag("freeze_prefix", "model.freeze", "texts", "Freeze parameters by name.",
          needs="a model adapter that freezes parts"),
     Flag("aux_loss_coef", unless_zero("model.aux_loss"), "float", "Balance loss of experts.", keys="model.aux_loss",

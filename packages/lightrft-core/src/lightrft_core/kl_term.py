@@ -5,10 +5,11 @@ The adaptive controller is that of Ziegler et al. 2019 (arXiv:1909.08593, sectio
 """
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.objective import KLFunction
-from lightrft_core.protocols import Json, World
+from lightrft_core.protocols import Json, RefreshingStrategy, Strategy, World
 from lightrft_core.sections import KLSection
 
 MAX_ERROR = 0.2
@@ -57,3 +58,10 @@ class KLTerm:
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Go on from a saved coefficient."""
         self.coef = float(state["coef"])
+
+
+def kl_term(estimate: KLFunction, config: KLSection, strategy: Strategy) -> KLTerm:
+    """The KL of a run; where it renews its reference, the strategy does that."""
+    if config.refresh_every is None:
+        return KLTerm(estimate, config)
+    return KLTerm(estimate, config, cast(RefreshingStrategy, strategy).refresh_reference)

@@ -307,6 +307,13 @@ class RefreshingStrategy(Strategy, Protocol):
         """Make the policy as it is now the reference; checkpoints hold the renewed one."""
 
 
+class MixingStrategy(Strategy, Protocol):
+    """A strategy whose steps may learn supervised examples too: one whose component provides `mix_in`."""
+
+    def mix_in(self, examples: Batch, coef: float) -> None:
+        """The next step, and it alone, adds `coef` times the mean over all ranks' tokens of -log p of these."""
+
+
 class AveragingStrategy(Strategy, Protocol):
     """A strategy that may keep a moving average of the policy's weights: one whose component provides `ema`."""
 

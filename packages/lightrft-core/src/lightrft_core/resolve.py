@@ -87,8 +87,7 @@ class Resolver:
         self._check_rewards()
         self._check_kl()
         self._check_group_size()
-        self._check_values()
-        self._check_refresh()
+        self._check_abilities()
 
     def _refuse_unknown_sections(self) -> None:
         for name, node in self.tree.fields().items():
@@ -248,21 +247,20 @@ class Resolver:
         """Whether a chosen part reads a critic's values."""
         return any_needs("values", [*self.one.values(), *(part for parts in self.many.values() for part in parts)])
 
-    def _check_values(self) -> None:
-        """A critic is trained by the strategy, on a model that the adapter can give a value head."""
-        for name in ("strategy", "model") if self.needs_values() else ():
-            part, node = self.one[name], self._section(name)
-            if part is not None and "values" not in part.component.provides:
-                what = f"{part.name} has no critic, and this run needs its values."
-                self.report.add(name, (node.child("use") or node).origin, what, "Choose an advantage without a critic.")
-
-    def _check_refresh(self) -> None:
-        kl, strategy = self.one["kl"], self.one["strategy"]
-        if kl is None or strategy is None or not isinstance(kl.config, KLSection) or kl.config.refresh_every is None:
-            return
-        if "reference_refresh" not in strategy.component.provides:
-            at = (self._section("kl").child("refresh_every") or self._section("kl")).origin
-            self.report.add("kl.refresh_every", at, f"strategy {strategy.name} keeps its reference.", "Leave it out.")
+    def _check_abilities(self) -> None:
+        """What the run asks of its strategy and model adapter beyond the ordinary."""
+        kl, optim, values = self.one["kl"], self.core.get("optim"), "Choose an advantage without a critic."
+        has_refresh = kl is not None and isinstance(kl.config, KLSection) and kl.config.refresh_every is not None
+        has_examples = isinstance(optim, OptimSection) and optim.ptx is not None
+        for section, word, is_asked, what, hint in (
+            ("strategy", "values", self.needs_values(), "has no critic, and this run needs its values.", values),
+            ("model", "values", self.needs_values(), "has no critic, and this run needs its values.", values),
+            ("strategy", "reference_refresh", has_refresh, "keeps its reference.", "Leave kl.refresh_every out."),
+            ("strategy", "mix_in", has_examples, "learns no examples.", "Leave optim.ptx out."),
+        ):
+            part, node = self.one[section], self._section(section)
+            if is_asked and part is not None and word not in part.component.provides:
+                self.report.add(section, (node.child("use") or node).origin, f"{part.name} {what}", hint)
 
     def _check_group_size(self) -> None:
         """What compares siblings has nothing to compare in a group of one."""

@@ -7,7 +7,7 @@ schema` and `lightrft plugins show` print it.
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +76,24 @@ class LearningSection(Section):
     """Clip the global gradient norm to this; 0 means no clipping."""
 
 
+class MixInSection(Section):
+    """Supervised examples that every optimizer step learns beside the policy loss, so that a skill is not lost."""
+
+    path: tuple[str, ...] = Field(min_length=1)
+    """Files of examples: rows with `prompt` and `response`, or with `messages` whose last is the answer."""
+    coef: float = Field(default=0.05, gt=0)
+    """Weight of their loss, the mean over their tokens of -log p."""
+    batch_size: int = Field(default=16, ge=1)
+    """Examples of one optimizer step over all ranks."""
+    max_tokens: int = Field(default=2048, ge=2)
+    """Longest example, prompt included; longer ones are left out and counted."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
 class OptimSection(LearningSection):
     """The optimizer and its schedule, and how a rollout is cut into optimizer steps."""
 
@@ -85,6 +103,8 @@ class OptimSection(LearningSection):
     """Passes over each rollout."""
     max_skipped_steps: int = Field(default=5, ge=1)
     """Stop after this many optimizer steps in a row were skipped for non-finite gradients."""
+    ptx: MixInSection | None = None
+    """Supervised examples to mix in: `{path: ./examples.jsonl, coef: 0.05}`; by default there are none."""
 
 
 class CriticSection(LearningSection):

@@ -40,8 +40,8 @@ def starter_text(algorithm: str, plugins: Plugins, file: str = "run.yaml") -> st
             use = _use(bundle, section) or kind.default or ""
             lines += ["", f"{section}:", f"  use: {use}", *_options(plugins, kind.name, use, _given(bundle, section))]
     for section, model in CORE_SECTIONS.items():
-        if section != "evaluation":
-            lines += ["", f"{section}:", *_commented(model, {})]
+        if section != "evaluation" and (section != "critic" or section in bundle.sections):
+            lines += ["", f"{section}:", *_commented(model, _given(bundle, section))]
     lines += ["", "# evaluation:", "#   task: {path: ./test.jsonl}", *_commented(CORE_SECTIONS["evaluation"], {})]
     return "\n".join(lines) + "\n"
 

@@ -17,6 +17,7 @@ from lightrft_core.errors import NothingToTrain, RunFailed, StoppedEarly
 from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm
 from lightrft_core.measures import means, rollout_pairs, training_metrics
+from lightrft_core.mix_in import nothing
 from lightrft_core.objective import Objective
 from lightrft_core.phases import Phases
 from lightrft_core.protocols import (
@@ -74,6 +75,7 @@ class Parts:
     store: "RolloutStore | None"
     checkpoints: Checkpoints
     stopper: "Stopper"
+    before_update: Callable[[], None] = nothing
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class Trainer:
                 parts.strategy.fill(cut, frozenset({"old_logprobs"}))
         stats = []
         for cut in cuts:
+            parts.before_update()
             stats.append(parts.strategy.step(cut, objective))
             self._watch.update(stats[-1], self.step_done + 1)
         return stats
@@ -273,6 +276,7 @@ class Trainer:
         parts = self.parts
         named: dict[str, object] = {"task": parts.task, "sampler": parts.sampler, "kl": parts.kl, "watch": self._watch}
         named |= {f"shaper{index}": shaper for index, shaper in enumerate(parts.shapers)}
+        named["before_update"] = parts.before_update
         named |= {f"callback{index}": callback for index, callback in enumerate(parts.callbacks)}
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 

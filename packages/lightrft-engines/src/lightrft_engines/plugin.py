@@ -29,7 +29,7 @@ def lightrft_strategies() -> Iterable[Component]:
         target="lightrft_engines.single:SingleStrategy",
         config="lightrft_engines.config:SingleConfig",
         summary="The whole model on one device; under torchrun one replica per rank, gradients summed.",
-        provides=frozenset({"old_logprobs", "ref_logprobs", "entropy", "values", "reference_refresh", "ema"}),
+        provides=frozenset({"old_logprobs", "ref_logprobs", "entropy", "values", "reference_refresh", "ema", "mix_in"}),
     )
 
 

@@ -25,6 +25,7 @@ from lightrft_engines.passes import Passes, on_device, required, trained_rows
 from lightrft_engines.placement import cast_parameters, choose_device, choose_dtype
 from lightrft_engines.reference import Reference
 from lightrft_engines.stepsums import StepSums
+from lightrft_engines.supervised import Examples
 from lightrft_engines.tensors_io import read_tensors, write_tensors
 from lightrft_engines.trained import CRITIC, POLICY, TrainedRole
 from lightrft_engines.world import TorchWorld, open_world
@@ -50,6 +51,7 @@ class SingleStrategy:
         self._reference = Reference(self._load_reference) if "ref_logprobs" in setup.needs else None
         self._average = Average(self._policy, config.ema_beta) if config.ema else None
         self.critic, self._frozen_updates = self._build_critic(setup), frozen
+        self._examples: Examples | None = None
         self._exports_critic = setup.critic is not None and setup.critic.export
 
     @property
@@ -109,6 +111,7 @@ class SingleStrategy:
         if self.critic is not None:
             norms[self.critic.role] = self.critic.gradient(minibatch, totals, sums, self._world)
         lr = 0.0 if is_frozen else self._policy.rate
+        self._examples = None
         unsound = [norm for norm in norms.values() if not math.isfinite(norm)]  # one non-finite entry makes it so
         for role, norm in norms.items():
             if not unsound:
@@ -125,6 +128,10 @@ class SingleStrategy:
         if self._reference is None:
             raise ValueError("this run has no reference that could be renewed")
         self._reference.refresh(self.policy)
+
+    def mix_in(self, examples: Batch, coef: float) -> None:
+        """The next step learns these examples too."""
+        self._examples = Examples(examples, coef)
 
     def take_average(self) -> None:
         """Make the average of the weights the policy; `UserError` where none is kept."""
@@ -223,6 +230,8 @@ class SingleStrategy:
             for part in self._passes.parts(self.policy, minibatch, rows):
                 self._backward(minibatch.rows(part), objective, totals, sums)
                 self._policy.absorb()
+            if self._examples is not None:
+                self._examples.backward(self._policy, self._passes, sums, self._world)
         return self._policy.reduce(self._world)
 
     def _backward(self, part: Batch, objective: Objective, totals: Totals, sums: StepSums) -> None:
