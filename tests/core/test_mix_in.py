@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from lightrft_core.assembly import rehearse
 from lightrft_core.errors import UserError
 from lightrft_core.mix_in import MixIn
 from lightrft_core.protocols import SoloWorld
 from lightrft_core.sections import MixInSection
 from lightrft_core.testing.toys import toy_setup
 
-from tests.core.real_run import real_run
+from tests.core.real_run import real_run, small_run_file
 from tests.core.test_critic_run import BASE, numbers
 
 ROWS = [{"prompt": str(digit), "response": f"{digit}{digit}"} for digit in range(7)]
@@ -152,3 +153,10 @@ def test_a_real_run_learns_the_examples_and_resumes_to_the_same_numbers(tmp_path
     assert expected[-1]["train/ptx_loss"] < start[0]["train/ptx_loss"]
     whole.core.close()
     again.core.close()
+
+
+def test_a_dry_run_reads_the_examples(tmp_path):
+    path = written(tmp_path / "examples.jsonl", [{"prompt": "1"}])
+    run_file, plugins = small_run_file(f"optim.ptx={{path: {path}}}")
+    with pytest.raises(UserError, match=r"examples\.jsonl:1: needs"):
+        rehearse(run_file, plugins)

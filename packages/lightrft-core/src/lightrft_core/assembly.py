@@ -19,7 +19,7 @@ from lightrft_core.descriptors import ModelComponent
 from lightrft_core.evaluation import Evaluator
 from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm, kl_term
-from lightrft_core.mix_in import before_update
+from lightrft_core.mix_in import before_update, load_examples
 from lightrft_core.model_choice import model_type
 from lightrft_core.objective import Objective
 from lightrft_core.plugins import Plugins
@@ -99,6 +99,8 @@ def rehearse(run_file: RunFile, plugins: Plugins) -> Rehearsal:
     builder.setup.model = builder.instance(run_file.model)
     task = builder.instance(run_file.task)
     held_out = builder.instance(run_file.evaluation_task) if run_file.evaluation_task else None
+    if run_file.optim.ptx is not None:
+        load_examples(run_file.optim.ptx, builder.setup.require_model())
     rewards = RewardSet(run_file.rewards, plugins, builder.setup.world)
     return Rehearsal(builder.setup.require_model(), task, held_out, rewards, plan, _num_steps(run_file, task))
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from lightrft_core import flag_effects as effects
-from lightrft_core.flag_rows import Always, Flag, Refused, Waits, mapped, sets, unless_zero
+from lightrft_core.flag_rows import Always, Flag, Refused, mapped, sets, unless_zero
 
 _REWARD_MODEL = "a reward model: the reward `model`"
 _FSDP = "the strategy fsdp2"
@@ -29,7 +29,6 @@ MODEL_AND_REWARDS: Final = (
     Flag("critic_pretrain", "critic.path", "path", "Model that the critic starts from."),
     Flag("save_value_network", "critic.export", "switch", "Export the critic too."),
     Flag("value_head_prefix", "critic.head", "text", "Name of the critic's head."),
-    Flag("critic_learning_rate", "critic.lr", "float", "Peak learning rate of the critic."),
     Flag("value_clip", unless_zero("critic.clip"), "float", "Clip range of the critic's values.", keys="critic.clip"),
     Flag(
         "freezing_actor_steps", mapped("critic.policy_freeze_steps", {-1: 0}), "int",
@@ -95,6 +94,7 @@ STEPS_AND_BATCHES: Final = (
 
 OPTIMIZER: Final = (
     Flag("actor_learning_rate", "optim.lr", "float", "Peak learning rate."),
+    Flag("critic_learning_rate", "critic.lr", "float", "Peak learning rate of the critic."),
     Flag("lr_warmup_ratio", "optim.warmup_ratio", "float", "Share of the steps over which the rate rises."),
     Flag("lr_scheduler", "optim.schedule", "text", "Course of the learning rate."),
     Flag("max_norm", "optim.max_grad_norm", "float", "Clip the global gradient norm; 0 is off."),

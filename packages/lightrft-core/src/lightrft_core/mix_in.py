@@ -27,12 +27,7 @@ class MixIn:
 
     def __init__(self, section: MixInSection, model: ModelAdapter, strategy: MixingStrategy, seed: int) -> None:
         self._section, self._model, self._strategy = section, model, strategy
-        examples = [example for path in section.path for example in _examples(path)]
-        fitting = [example for example in examples if _length(self._group(example)) <= section.max_tokens]
-        if len(fitting) < len(examples):
-            logger.warning("%s: %d of %d examples are too long", WHERE, len(examples) - len(fitting), len(examples))
-        if not fitting:
-            raise UserError("no example fits.", where=WHERE, hint=f"max_tokens is {section.max_tokens}.")
+        fitting = load_examples(section, model)
         named = [replace(example, id=f"{index}:{example.id}") for index, example in enumerate(fitting)]
         self._examples = RowsTask(named, seed=seed_for(seed, "ptx"))
 
@@ -52,12 +47,7 @@ class MixIn:
 
     def _collated(self, examples: Iterable[Prompt]) -> Batch:
         """At temperature 1, whatever the run samples with: examples were not sampled."""
-        return replace(self._model.collate([self._group(example) for example in examples]), temperature=1.0)
-
-    def _group(self, example: Prompt) -> Group:
-        token_ids = (*self._model.encode(example.reference or ""), *self._model.stop_token_ids[:1])
-        rollout = Rollout(example.id, 0, token_ids, "", (0.0,) * len(token_ids), "stop", 0, reward=0.0)
-        return Group(example, self._model.render(replace(example, reference=None)), [rollout])
+        return replace(self._model.collate([_group(example, self._model) for example in examples]), temperature=1.0)
 
 
 def nothing() -> None:
@@ -69,6 +59,23 @@ def before_update(
 ) -> Callable[[], None]:
     """What a run does before each optimizer step: hand examples to the strategy, where it has some."""
     return nothing if section is None else MixIn(section, model, cast(MixingStrategy, strategy), seed)
+
+
+def load_examples(section: MixInSection, model: ModelAdapter) -> list[Prompt]:
+    """The examples that fit, their response as reference; `UserError` for bad rows, or none that fits."""
+    examples = [example for path in section.path for example in _examples(path)]
+    fitting = [example for example in examples if _length(_group(example, model)) <= section.max_tokens]
+    if len(fitting) < len(examples):
+        logger.warning("%s: %d of %d examples are too long", WHERE, len(examples) - len(fitting), len(examples))
+    if not fitting:
+        raise UserError("no example fits.", where=WHERE, hint=f"max_tokens is {section.max_tokens}.")
+    return fitting
+
+
+def _group(example: Prompt, model: ModelAdapter) -> Group:
+    token_ids = (*model.encode(example.reference or ""), *model.stop_token_ids[:1])
+    rollout = Rollout(example.id, 0, token_ids, "", (0.0,) * len(token_ids), "stop", 0, reward=0.0)
+    return Group(example, model.render(replace(example, reference=None)), [rollout])
 
 
 def _examples(path: str) -> list[Prompt]:
