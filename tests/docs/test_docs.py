@@ -38,6 +38,8 @@ TESTED_BY = {  # commands that only another place can run
     "uv run ruff format --check": ".ci/run",
     "uv run mypy": ".ci/run",
     "uv run lint-imports": ".ci/run",
+    "uv run benchmarks/": "tests/benchmarks",
+    "uv run --group bench benchmarks/": "tests/benchmarks",
 }
 
 

@@ -1,0 +1,38 @@
+"""The benchmark scripts start, and the smallest of them measures something."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def run(script, *words):
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("script", ["rollout.py", "step.py", "learning.py"])
+def test_it_explains_its_options(script):
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+@pytest.mark.slow
+def test_rollouts_are_measured_against_generate(tmp_path):
+    out = tmp_path / "rollout.json"
+    done = run("rollout.py", "--scenario", "a", "--threads", "1", "--groups", "1", "--repeats", "1", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["engine"] for row in rows] == ["generate", "embedded"]
+    assert all(row["tokens"] == 8 * 32 for row in rows)
