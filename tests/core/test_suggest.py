@@ -88,7 +88,7 @@ WRONG_SECTION = [
     ("seed", OPTIM, "run"),
     ("group_size", OPTIM, "sampler"),
     ("max_prompt_tokens", SAMPLER, "task"),
-    ("clip_ratio_of_nothing_known", RUN, None),
+    ("zzzz_of_nothing_known", RUN, None),
     ("batch-size", SAMPLER, "optim"),
     ("target", LOSS, "kl"),
     ("keep", RUN, "checkpoint"),
