@@ -394,3 +394,15 @@ def test_a_programming_error_on_one_rank_does_not_leave_the_others_waiting(tmp_p
     assert isinstance(first, RunFailed)
     assert "ZeroDivisionError" in str(first)
     assert isinstance(second, ZeroDivisionError)
+
+
+def test_tidying_removes_what_a_kill_left_behind_and_keeps_the_rest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {}, write)
+    shutil.copytree(tmp_path / "step_000001", tmp_path / "gone_step_000001")
+    checkpoints.save(2, {}, write)
+    for name in ("gone_step_000001", "tmp_step_000003"):
+        shutil.copytree(tmp_path / "step_000002", tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    checkpoints.tidy()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step_000002"]

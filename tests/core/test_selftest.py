@@ -9,8 +9,8 @@ from lightrft_core.data import LossOutput
 from lightrft_core.errors import RunFailed
 from lightrft_core.protocols import LogProbs
 from lightrft_core.selftest import describe
-from lightrft_engines.single import SingleStrategy
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.single import SingleStrategy
 
 from tests.core.real_run import disturb, real_run
 

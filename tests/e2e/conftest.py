@@ -49,7 +49,8 @@ def run_facts(read_metrics: Callable[[Path], list[dict[str, float]]]) -> Callabl
 
     def facts(run: Path) -> dict[str, object]:
         newest = max((run / "checkpoints").glob("step_*"))
-        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in newest.glob("*.safetensors")}
+        found = {path.relative_to(newest).as_posix(): path for path in newest.rglob("*.safetensors")}
+        files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
         store = RolloutStore(run / "rollouts.sqlite", readonly=True)
         rollouts = [
             (row.step, row.phase, row.prompt_id, row.index, row.token_ids, row.logprobs, row.reward)

@@ -24,7 +24,8 @@ import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 from lightrft_core.command_line import resolve_command_line
 from lightrft_core.rundir import RunDir
 from lightrft_core.session import Session
-from lightrft_engines import embedded, single, text  # noqa: F401
+from lightrft_engines import embedded, text  # noqa: F401
+from lightrft_engines.training import single  # noqa: F401
 
 LONGEST_SAVE = 0.015
 

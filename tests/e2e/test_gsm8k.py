@@ -99,7 +99,7 @@ def test_the_exported_folder_loads_with_the_weights_of_the_checkpoint(trained, l
     assert done.returncode == 0, done.stderr
     model = AutoModelForCausalLM.from_pretrained(trained.folder / "exported", dtype=torch.float32)
     checkpoint = Checkpoints(trained.run / "checkpoints", keep=1).newest()
-    weights = load_file(checkpoint.path / "model.safetensors")
+    weights = load_file(checkpoint.path / "policy/weights/whole.safetensors")
     assert checkpoint.step == 3
     exported = dict(model.named_parameters())
     assert exported.keys() == weights.keys()

@@ -77,8 +77,8 @@ def _flip_one_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "told"),
     [
-        (_cut_short, "model.safetensors", "model.safetensors has"),
-        (_flip_one_bit, "optimizer.safetensors", "optimizer.safetensors has another content"),
+        (_cut_short, "policy/weights/whole.safetensors", "whole.safetensors has"),
+        (_flip_one_bit, "policy/optimizer/whole.safetensors", "whole.safetensors has another content"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(

@@ -6,9 +6,10 @@ from lightrft_core.data import LossOutput
 from lightrft_core.errors import UserError
 from lightrft_core.objective import Objective
 from lightrft_core.sections import CriticSection, RunSection
-from lightrft_engines.config import SingleConfig, TextConfig
-from lightrft_engines.single import SingleStrategy
+from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +40,7 @@ def weights(strategy):
 def saved(strategy, path):
     path.mkdir(exist_ok=True)
     strategy.save(path)
-    return load_file(path / "ema.safetensors")
+    return load_file(path / "ema/whole.safetensors")
 
 
 def test_it_is_the_weighted_sum_of_all_weights_so_far(build, batch, tmp_path):
@@ -111,5 +112,5 @@ def test_a_run_that_kept_none_says_so(build):
 
 def test_a_checkpoint_without_one_is_refused(build, tmp_path):
     build(ema=False).save(tmp_path)
-    with pytest.raises(UserError, match=r"cannot read ema\.safetensors"):
+    with pytest.raises(UserError, match="the checkpoint has no folder ema"):
         build().load(tmp_path)

@@ -8,9 +8,10 @@ from lightrft_core.data import LossOutput
 from lightrft_core.errors import UserError
 from lightrft_core.objective import Objective
 from lightrft_core.sections import CriticSection, OptimSection, RunSection
-from lightrft_engines.config import SingleConfig, TextConfig
-from lightrft_engines.single import SingleStrategy
+from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +40,7 @@ def make_batch(kit, folder, strategy, seed=0):
 
 def weights(strategy) -> dict[str, torch.Tensor]:
     """Of critic and policy."""
-    critic = {f"critic.{name}": tensor.clone() for name, tensor in strategy.critic.role.weights().items()}
+    critic = {f"critic.{name}": tensor.clone() for name, tensor in strategy.critic.role.learned().items()}
     return critic | {name: tensor.clone() for name, tensor in strategy.weights()}
 
 
@@ -204,7 +205,7 @@ def test_half_precision_keeps_full_masters_and_resumes(build, batch, tmp_path):
     whole = build(precision="bf16")
     two_steps(whole, batch)
     whole.save(tmp_path)
-    assert load_file(tmp_path / "critic.safetensors")["head.weight"].dtype == torch.float32
+    assert load_file(tmp_path / "critic/weights/whole.safetensors")["head.weight"].dtype == torch.float32
     resumed = build(precision="bf16")
     resumed.load(tmp_path)
     assert whole.step(batch, OBJECTIVE) == resumed.step(batch, OBJECTIVE)
@@ -214,11 +215,11 @@ def test_its_files_are_beside_the_policys(build, batch, tmp_path):
     strategy = build()
     strategy.step(batch, OBJECTIVE)
     strategy.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "critic.safetensors",
-        "critic_optimizer.safetensors",
-        "model.safetensors",
-        "optimizer.safetensors",
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
+        "critic/optimizer/whole.safetensors",
+        "critic/weights/whole.safetensors",
+        "policy/optimizer/whole.safetensors",
+        "policy/weights/whole.safetensors",
         "random-00000.safetensors",
         "strategy.json",
     ]
@@ -239,7 +240,7 @@ def test_a_checkpoint_without_a_critic_is_refused_and_nothing_changes(kit, build
     strategy = build()
     two_steps(strategy, batch)
     before = weights(strategy)
-    with pytest.raises(UserError, match=r"cannot read critic\.safetensors"):
+    with pytest.raises(UserError, match="/critic: the checkpoint has no folder weights"):
         strategy.load(tmp_path)
     assert distance(weights(strategy), before) == 0
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from lightrft_core.data import GenerateRequest, Group, Media, Prompt, Rollout, Sampling
 from lightrft_core.errors import UserError
-from lightrft_engines.config import SingleConfig, TextConfig
+from lightrft_engines.config import TextConfig
 from lightrft_engines.embedded import EmbeddedEngine
 from lightrft_engines.embedded_config import EmbeddedConfig
-from lightrft_engines.single import SingleStrategy
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 
 REQUEST = GenerateRequest("p", (5, 9, 2), (1, 2, 3), Sampling(8))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightrft_core.data import Batch
-from lightrft_engines.microbatch import Limits, cut_packed, cut_padded
+from lightrft_engines.training.microbatch import Limits, cut_packed, cut_padded
 
 
 def batch_of(rows) -> Batch:

@@ -1,51 +1,21 @@
 """Two gloo ranks make the same update as one; forked, so that nothing is imported twice."""
 
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
 from lightrft_core.data import LossOutput
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import SoloWorld
 from lightrft_core.sections import OptimSection
-from lightrft_engines.config import SingleConfig, TextConfig
-from lightrft_engines.single import SingleStrategy
+from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 from lightrft_engines.world import TorchWorld, open_world
+
+from tests.engines.ranks import on_ranks
 
 OPTIM = OptimSection(lr=1e-2, eps=1e-3)
 OBJECTIVE = Objective(lambda inputs: LossOutput(-inputs.logprobs_BT * inputs.advantages_BT))
-
-
-def on_ranks(work, size: int, tmp_path):
-    """Results of `work(rank)` on `size` forked gloo ranks, in rank order."""
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [
-        context.Process(target=enter, args=(work, rank, size, tmp_path / "store", queue)) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    results = dict(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join()
-    failed = [result for result in results.values() if isinstance(result, BaseException)]
-    if failed:
-        raise failed[0]
-    return [results[rank] for rank in range(size)]
-
-
-def enter(work, rank, size, store, queue):
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
-        )
-        queue.put((rank, work(rank)))
-    except Exception as error:
-        queue.put((rank, error))
-        raise
 
 
 def update(kit, folder, rows, poison=False):

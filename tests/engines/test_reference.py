@@ -4,9 +4,10 @@ import pytest
 import torch
 from lightrft_core.data import LossOutput
 from lightrft_core.objective import Objective
-from lightrft_engines.config import SingleConfig, TextConfig
-from lightrft_engines.single import SingleStrategy
+from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 
 OBJECTIVE = Objective(lambda inputs: LossOutput(-inputs.logprobs_BT * inputs.advantages_BT))
 
@@ -61,7 +62,7 @@ def test_the_start_model_is_not_and_comes_back(build, batch, tmp_path):
     start = of(strategy, batch)
     strategy.step(batch, OBJECTIVE)
     strategy.save(tmp_path)
-    assert not (tmp_path / "reference.safetensors").exists()
+    assert not (tmp_path / "reference").exists()
     strategy.refresh_reference()
     strategy.load(tmp_path)
     assert torch.equal(of(strategy, batch), start)

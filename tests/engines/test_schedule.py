@@ -4,7 +4,7 @@ import math
 
 import pytest
 from lightrft_core.sections import OptimSection
-from lightrft_engines.schedule import learning_rate, num_warmup_steps
+from lightrft_engines.training.schedule import learning_rate, num_warmup_steps
 
 
 def test_constant_stays_after_a_warmup_that_never_wastes_a_step():

@@ -11,9 +11,10 @@ from lightrft_core.errors import EnvironmentUnfit, UserError
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import OptimSection, RunSection
-from lightrft_engines.config import SingleConfig, TextConfig
-from lightrft_engines.single import SingleStrategy
+from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -233,7 +234,7 @@ def test_bf16_keeps_fp32_masters_so_that_tiny_steps_add_up(build, batch, tmp_pat
     for _ in range(3):
         strategy.step(batch, OBJECTIVE)
     strategy.save(tmp_path)
-    masters = load_file(tmp_path / "model.safetensors")
+    masters = load_file(tmp_path / "policy/weights/whole.safetensors")
     assert {tensor.dtype for tensor in masters.values()} == {torch.float32}
     assert 0 < distance(masters, {name: tensor.float() for name, tensor in before.items()}) <= 1e-4
     assert distance(parameters(strategy), {name: tensor.bfloat16() for name, tensor in masters.items()}) == 0
@@ -266,9 +267,9 @@ def test_a_checkpoint_before_the_first_step_resumes_too(build, batch, tmp_path):
 
 def test_files_are_safetensors_and_json(build, tmp_path):
     build().save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "model.safetensors",
-        "optimizer.safetensors",
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
+        "policy/optimizer/whole.safetensors",
+        "policy/weights/whole.safetensors",
         "random-00000.safetensors",
         "strategy.json",
     ]

@@ -7,9 +7,10 @@ import torch
 from lightrft_core.data import LossOutput
 from lightrft_core.objective import Objective
 from lightrft_core.sections import OptimSection
-from lightrft_engines.config import SingleConfig, TextConfig
-from lightrft_engines.single import SingleStrategy
+from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
+from lightrft_engines.training.config import SingleConfig
+from lightrft_engines.training.single import SingleStrategy
 from transformers import AutoModelForCausalLM
 
 from tests.engines.test_ranks import on_ranks

@@ -251,6 +251,7 @@ def uncorrected(batch: Batch, world: World) -> Corrected:
 
 def _first_setup(run_file: RunFile, plugins: Plugins, run_dir: Path) -> Setup:
     """What is known before anything is built."""
+    patches = _patches(run_file, plugins)
     return Setup(
         run=run_file.run,
         optim=run_file.optim,
@@ -258,12 +259,13 @@ def _first_setup(run_file: RunFile, plugins: Plugins, run_dir: Path) -> Setup:
         model_section=cast(ModelSection, run_file.model.config),
         run_dir=run_dir,
         num_optimizer_steps=1,
-        patches=_patches(run_file, plugins),
+        patches=tuple((patch.name, plugins.target(patch)) for patch in patches),
+        shard_units=tuple(unit for patch in patches for unit in patch.shard_units),
     )
 
 
-def _patches(run_file: RunFile, plugins: Plugins) -> tuple[tuple[str, Callable[[Any], None]], ...]:
-    """Patches for this model type that the run file does not name off. Any: a torch module."""
+def _patches(run_file: RunFile, plugins: Plugins) -> list[ModelComponent]:
+    """Patches for this model type that the run file does not name off."""
     kind = model_type(cast(ModelSection, run_file.model.config).path)
     chosen = []
     for patch in (offer.descriptor for offer in plugins.offers("patch")):
@@ -271,8 +273,8 @@ def _patches(run_file: RunFile, plugins: Plugins) -> tuple[tuple[str, Callable[[
         fits = "*" in patch.model_types or kind in patch.model_types
         if fits and patch.name not in run_file.patches_off:
             logger.info("patch %s applies to this model", patch.name)
-            chosen.append((patch.name, plugins.target(patch)))
-    return tuple(chosen)
+            chosen.append(patch)
+    return chosen
 
 
 def _num_steps(run_file: RunFile, task: Task | None) -> int:

@@ -97,6 +97,15 @@ class Checkpoints:
         path = self.root / name
         return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
 
+    def tidy(self, world: World | None = None) -> None:
+        """Remove what a killed process left unfinished; for the run itself, not for those who read along."""
+        world = world or SoloWorld()
+        published = self._published() if world.rank == 0 else []
+        if published:
+            self._clear_leftovers()
+            self._prune(_step_of(published[0]))
+        world.barrier()
+
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, oldest first; whether they are whole is not asked."""
         return sorted({_step_of(path) for path in self._published()})
@@ -126,16 +135,19 @@ class Checkpoints:
         if not self.root.is_dir():
             self.root.mkdir(parents=True)
             sync_folder(self.root.parent)
-        for path in [path for path in self.root.iterdir() if _LEFTOVER.fullmatch(path.name)]:
-            if is_ours(path):
-                logger.info("removing %s, left over from a save that was cut short", path.name)
-                remove(path)
+        self._clear_leftovers()
         beside.mkdir()
         try:
             _write_text(beside / MANIFEST, json.dumps({"format": FORMAT}))
         except OSError:
             remove(beside)
             raise
+
+    def _clear_leftovers(self) -> None:
+        for path in [path for path in self.root.iterdir() if _LEFTOVER.fullmatch(path.name)]:
+            if is_ours(path):
+                logger.info("removing %s, left over from a save that was cut short", path.name)
+                remove(path)
 
     def _publish(self, beside: Path, final: Path, files: Files) -> None:
         manifest = {"format": FORMAT, "step": _step_of(final), "files": dict(sorted(files.items()))}

@@ -40,9 +40,14 @@ class RewardComponent(Component):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelComponent(Component):
-    """A model adapter or patch, chosen by the `model_type` of the model's config.json; `"*"` takes any."""
+    """A model adapter or patch, chosen by the `model_type` of the model's config.json; `"*"` takes any.
+
+    `shard_units` of a patch are class names of modules that sharding strategies gather as one, where the model's own
+    blocks (`_no_split_modules`) are not the right ones.
+    """
 
     model_types: tuple[str, ...] = ("*",)
+    shard_units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ The adaptive controller is that of Ziegler et al. 2019 (arXiv:1909.08593, sectio
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from lightrft_core.data import Batch, Tensor
-from lightrft_core.objective import KLFunction
-from lightrft_core.protocols import Json, RefreshingStrategy, Strategy, World
+from lightrft_core.abilities import RefreshingStrategy
+from lightrft_core.data import Batch
+from lightrft_core.objective import KLFunction, kl_output, kl_sums
+from lightrft_core.protocols import Json, Strategy, World
 from lightrft_core.sections import KLSection
 
 MAX_ERROR = 0.2
@@ -27,15 +28,18 @@ class KLTerm:
         """Whether the objective carries it; otherwise the rewards do."""
         return self.config.place == "loss"
 
-    def penalise(self, batch: Batch, world: World) -> float:
-        """Subtract it from the per-token rewards; returns its mean over the trained tokens of all ranks."""
-        kl_BT: Tensor = self.estimate(batch.old_logprobs_BT, batch.ref_logprobs_BT)
-        kept_BT = kl_BT.masked_fill(~batch.mask_BT, 0.0)
-        penalty_BT = kept_BT * -self.coef
+    def penalise(self, batch: Batch, world: World) -> Mapping[str, float]:
+        """Subtract it from the per-token rewards.
+
+        Returns `train/kl`, its mean over the trained tokens of all ranks, and its estimator's metrics likewise.
+        """
+        kl = kl_output(self.estimate(batch.old_logprobs_BT, batch.ref_logprobs_BT))
+        penalty_BT = kl.values.masked_fill(~batch.mask_BT, 0.0) * -self.coef
         present = batch.token_rewards_BT
         batch.token_rewards_BT = penalty_BT if present is None else present + penalty_BT
-        total, count = world.sum([float(kept_BT.sum()), float(batch.mask_BT.sum())])
-        return total / max(count, 1.0)
+        sums = kl_sums(kl, batch.mask_BT)
+        *totals, count = world.sum([*(float(total) for total, _ in sums.values()), float(batch.mask_BT.sum())])
+        return {f"train/{name}": total / max(count, 1.0) for name, total in zip(sums, totals, strict=True)}
 
     def observe(self, kl: float, num_samples: int) -> None:
         """Tell the controller what a step measured; nothing changes without a target."""

@@ -8,12 +8,14 @@ import importlib
 import importlib.util
 import re
 import sys
+import threading
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_RUNNING = threading.RLock()  # a second thread must not see a module that the first is still running
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -38,10 +40,13 @@ def load_file(path: Path) -> ModuleType:
     The module's name holds a hash of the path, so two files of one name never meet, and its folder is not put on
     `sys.path`: a single-file plugin is one file. `FileNotFoundError` where there is none.
     """
-    real = path.resolve()
-    name = _module_name(real)
-    if name in sys.modules:
-        return sys.modules[name]
+    with _RUNNING:
+        real = path.resolve()
+        name = _module_name(real)
+        return sys.modules[name] if name in sys.modules else _run(real, name)
+
+
+def _run(real: Path, name: str) -> ModuleType:
     if not real.is_file():
         raise FileNotFoundError(f"there is no file {real}")
     spec = importlib.util.spec_from_file_location(name, real)

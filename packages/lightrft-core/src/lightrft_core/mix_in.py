@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from lightrft_core.abilities import MixingStrategy
 from lightrft_core.data import Batch, Group, Prompt, Rollout, seed_for
 from lightrft_core.errors import UserError
-from lightrft_core.protocols import Json, MixingStrategy, ModelAdapter, Strategy
+from lightrft_core.protocols import Json, ModelAdapter, Strategy
 from lightrft_core.sections import MixInSection
 from lightrft_core.tasks.prompts import Keys, to_prompt
 from lightrft_core.tasks.readers import BadRow, Row, data_files, read_rows

@@ -14,6 +14,7 @@ from lightrft_core.data import (
     Completion,
     GenerateRequest,
     Group,
+    KLOutput,
     LossInputs,
     LossOutput,
     Prompt,
@@ -233,25 +234,11 @@ class ModelAdapter(Protocol):
         out, `auto` picks the cheaper that this model supports. `chunk` bounds the tokens whose logits exist at a time.
         """
 
-    def export(self, module: Module, path: Path) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included."""
+    def export(self, module: Module, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` loads, tokenizer included.
 
-
-class ValueAdapter(ModelAdapter, Protocol):
-    """A model adapter that can make a critic of its model: one whose component provides `values`."""
-
-    def load_critic(self, critic: CriticSection) -> Module:
-        """The critic: a model with a value head that maps a hidden state to a number; patches applied, on the CPU."""
-
-    def values(self, critic: Module, batch: Batch, *, layout: Layout = "auto") -> Tensor:
-        """Values [B, T] of what each completion token was chosen in, of the critic's accurate type.
-
-        A token's value has not seen the token itself; entries past a row's length are 0. Carries gradients where
-        they are enabled. `layout_for` plans cuts for a critic as for any module.
+        `weights` are whole parameters by name, given where the module holds but shards of them.
         """
-
-    def export_critic(self, critic: Module, path: Path) -> None:
-        """Write a folder that `load_critic` takes, and `AutoModelForSequenceClassification` where it has the model."""
 
 
 class Strategy(Protocol):
@@ -266,8 +253,8 @@ class Strategy(Protocol):
         """Whether forward passes run in fp32 or better; comparisons allow more otherwise."""
 
     @property
-    def policy(self) -> Module:
-        """The trained module, for engines that serve it in place."""
+    def policy(self) -> Module | None:
+        """The trained module, for engines that serve it in place; None where this process lacks whole weights."""
 
     def fill(self, batch: Batch, needs: frozenset[str]) -> None:
         """Set the fields named in `needs`: `old_logprobs`, `ref_logprobs`, `entropy`, `values`."""
@@ -300,27 +287,6 @@ class Strategy(Protocol):
         """Leave the process group and free memory."""
 
 
-class RefreshingStrategy(Strategy, Protocol):
-    """A strategy that can renew its reference: one whose component provides `reference_refresh`."""
-
-    def refresh_reference(self) -> None:
-        """Make the policy as it is now the reference; checkpoints hold the renewed one."""
-
-
-class MixingStrategy(Strategy, Protocol):
-    """A strategy whose steps may learn supervised examples too: one whose component provides `mix_in`."""
-
-    def mix_in(self, examples: Batch, coef: float) -> None:
-        """The next step, and it alone, adds `coef` times the mean over all ranks' tokens of -log p of these."""
-
-
-class AveragingStrategy(Strategy, Protocol):
-    """A strategy that may keep a moving average of the policy's weights: one whose component provides `ema`."""
-
-    def take_average(self) -> None:
-        """Make the average the policy, for an export; `UserError` where the run kept none."""
-
-
 @dataclass(frozen=True, slots=True)
 class Advantages:
     """Per-token advantages, already normalised, and returns where a critic learns from them."""
@@ -342,7 +308,8 @@ class Corrected:
 class Setup:
     """What a component may know of the run while it is built. Later parts are None until they exist.
 
-    `critic` is None where nothing needs values; `run.steps` is known once tasks are built.
+    `critic` is None where nothing needs values; `run.steps` is known once tasks are built. `shard_units` are class
+    names of blocks that patches want gathered as one, where weights are sharded.
     """
 
     run: RunSection
@@ -353,6 +320,7 @@ class Setup:
     num_optimizer_steps: int
     needs: frozenset[str] = frozenset()
     patches: tuple[tuple[str, Callable[[Module], None]], ...] = ()
+    shard_units: tuple[str, ...] = ()
     world: World = field(default_factory=SoloWorld)
     critic: CriticSection | None = None
     model: ModelAdapter | None = None
@@ -390,8 +358,8 @@ class LossFunction(Protocol):
 class KLFunction(Protocol):
     """An estimate of KL(policy || reference) per token."""
 
-    def __call__(self, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, *, config: Section) -> Tensor:
-        """Values [B, T]."""
+    def __call__(self, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, *, config: Section) -> Tensor | KLOutput:
+        """Values [B, T], or these with metrics per token."""
 
 
 class FilterFunction(Protocol):

@@ -89,6 +89,7 @@ class Session:
 
     def _resume(self, core: Core, trainer: Trainer, checkpoint: Checkpoint) -> None:
         core.strategy.load(checkpoint.path)
+        trainer.parts.checkpoints.tidy(core.world)
         trainer.resume(checkpoint.state)
         self._forget_after(checkpoint.step, trainer)
         if core.world.rank == 0:

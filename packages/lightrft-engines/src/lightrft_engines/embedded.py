@@ -1,5 +1,7 @@
 """The engine that generates with the trainer's own module: no copy, no sync, no server.
 
+Where the trainer's weights are sharded it keeps a copy of its own, which takes the trained values over at each sync.
+
 Keys and values live only while `generate` runs, so there is no cache that could be stale, and nothing to put to sleep.
 """
 
@@ -17,12 +19,15 @@ from lightrft_engines.fingerprint import fingerprint
 
 
 class EmbeddedEngine:
-    """`protocols.Engine` on the strategy's policy, in place; without a strategy on a copy that it loads itself."""
+    """`protocols.Engine` on the strategy's policy, in place; on a copy where there is none in this process."""
 
     def __init__(self, config: EmbeddedConfig, setup: Setup) -> None:
         adapter = setup.require_model()
-        self._is_in_place = setup.strategy is not None
-        self._module: nn.Module = adapter.load("policy") if setup.strategy is None else setup.strategy.policy
+        policy = setup.strategy.policy if setup.strategy is not None else None
+        self._is_in_place = policy is not None
+        self._module: nn.Module = adapter.load("policy") if policy is None else policy
+        if setup.strategy is not None and policy is None:
+            self._take(setup.strategy.weights)
         self._decoder = Decoder(
             self._module,
             adapter.stop_token_ids,
@@ -80,4 +85,8 @@ class EmbeddedEngine:
         parameters = dict(self._module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, value in weights():
-                parameters[name].copy_(value)
+                parameter = parameters[name]
+                if (parameter.dtype, parameter.device) == (value.dtype, value.device):
+                    parameter.copy_(value)
+                else:
+                    parameter.data = value.clone()

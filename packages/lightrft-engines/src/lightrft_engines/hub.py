@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from lightrft_core.errors import UserError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -117,6 +118,22 @@ def load_model(config: TextConfig, hf_config: PreTrainedConfig, *, needs_head: b
             hint="Is this the folder of a causal language model, completely downloaded?",
         )
     return module
+
+
+def build_model(config: TextConfig, hf_config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without weights, on the meta device, tied as the real one is."""
+
+    def build() -> PreTrainedModel:
+        with torch.device("meta"):
+            module: PreTrainedModel = AutoModelForCausalLM.from_config(
+                hf_config,
+                attn_implementation=choose_attention(config, hf_config),
+                trust_remote_code=config.trust_remote_code,
+            )
+        module.tie_weights()
+        return module
+
+    return _guarded(build, config, "model")
 
 
 def _head_names(module: PreTrainedModel) -> set[str]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lightrft_engines.attention import ATTENTION, no_mask
 from lightrft_engines.head import logprobs_of_logits, token_logprobs
 from lightrft_engines.packing import Laid, completion_mask, packed, padded
+from lightrft_engines.sequence import SequenceRanks
 
 log = logging.getLogger(__name__)
 Resolved = Literal["padded", "packed"]
@@ -46,9 +47,12 @@ def logprobs(
     layout: Layout = "auto",
     entropy: bool = False,
     chunk: int | None = None,
+    ranks: SequenceRanks | None = None,
 ) -> LogProbs:
     """See `protocols.ModelAdapter.logprobs`; entries past a row's length are 0. Results live on the model's device."""
     device = module.get_input_embeddings().weight.device
+    if ranks is not None:
+        return _logprobs_of_slice(module, batch, abilities, ranks, entropy=entropy, chunk=chunk)
     exists_BT = completion_mask(batch).to(device)
     laid = packed(batch, device) if abilities.layout(layout, batch) == "packed" else padded(batch, device)
     targets_M = batch.completion_ids_BT.to(device)[exists_BT]
@@ -61,6 +65,31 @@ def logprobs(
         logits_MV = _own_logits(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
     return LogProbs(scatter(values_M, exists_BT), None if entropy_M is None else scatter(entropy_M, exists_BT))
+
+
+def _logprobs_of_slice(
+    module: PreTrainedModel,
+    batch: Batch,
+    abilities: Abilities,
+    ranks: SequenceRanks,
+    *,
+    entropy: bool,
+    chunk: int | None,
+) -> LogProbs:
+    """The same where several ranks share the packed row; each computes its slice."""
+    device = module.get_input_embeddings().weight.device
+    exists_BT = completion_mask(batch).to(device)
+    own = ranks.split(packed(batch, device))
+    targets_M = batch.completion_ids_BT.to(device)[exists_BT][own.own_M]
+    if abilities.fused_head:
+        states_MD = own.states(hidden_states(module, own.laid))
+        head = module.get_output_embeddings()
+        values, spread = token_logprobs(states_MD, head, targets_M, batch.temperature, entropy=entropy, chunk=chunk)
+    else:
+        logits_MV = own.states(_own_logits(module, own.laid))
+        values, spread = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
+    entropy_BT = None if spread is None else scatter(own.join(spread), exists_BT)
+    return LogProbs(scatter(own.join(values), exists_BT), entropy_BT)
 
 
 def hidden_states(module: PreTrainedModel, laid: Laid) -> Tensor:

@@ -19,6 +19,8 @@ from lightrft_core.data import Batch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from lightrft_engines.attention import AttentionPlan
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
@@ -59,7 +61,7 @@ class Laid:
     input_ids: Tensor
     position_ids: Tensor | None
     mask: Tensor | None
-    plan: SharedPrompts | None
+    plan: AttentionPlan | None
     source_M: Tensor
 
 

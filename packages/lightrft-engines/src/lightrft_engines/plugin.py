@@ -6,6 +6,7 @@ from lightrft_core import hookimpl
 from lightrft_core.descriptors import Component, ModelComponent
 
 LIGHTRFT_API = 1
+TRAINING = frozenset({"old_logprobs", "ref_logprobs", "entropy", "values", "reference_refresh", "ema", "mix_in"})
 
 
 @hookimpl
@@ -23,13 +24,27 @@ def lightrft_models() -> Iterable[ModelComponent]:
 
 @hookimpl
 def lightrft_strategies() -> Iterable[Component]:
-    """Replicated training on one device, or on one device per rank."""
+    """How weights lie over the ranks; the step is the same in all of them."""
     yield Component(
         name="single",
-        target="lightrft_engines.single:SingleStrategy",
-        config="lightrft_engines.config:SingleConfig",
+        target="lightrft_engines.training.single:SingleStrategy",
+        config="lightrft_engines.training.config:SingleConfig",
         summary="The whole model on one device; under torchrun one replica per rank, gradients summed.",
-        provides=frozenset({"old_logprobs", "ref_logprobs", "entropy", "values", "reference_refresh", "ema", "mix_in"}),
+        provides=TRAINING,
+    )
+    yield Component(
+        name="ddp",
+        target="lightrft_engines.training.single:DDPStrategy",
+        config="lightrft_engines.training.config:DDPConfig",
+        summary="A whole model per rank under DistributedDataParallel: communication overlaps the backward pass.",
+        provides=TRAINING,
+    )
+    yield Component(
+        name="fsdp2",
+        target="lightrft_engines.training.fsdp2:Fsdp2Strategy",
+        config="lightrft_engines.training.config:Fsdp2Config",
+        summary="Weights, gradients and optimizer state sharded over the ranks by torch's fully_shard.",
+        provides=TRAINING,
     )
 
 

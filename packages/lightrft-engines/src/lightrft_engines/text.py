@@ -1,7 +1,7 @@
 """The adapter for text: any causal language model of transformers, with its tokenizer and chat template."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -14,9 +14,20 @@ from lightrft_core.sections import CriticSection
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightrft_engines.attention import ATTENTION
 from lightrft_engines.config import TextConfig
-from lightrft_engines.hub import load_config, load_model, load_template, load_tokenizer, quietly, stop_tokens
+from lightrft_engines.hub import (
+    build_model,
+    choose_attention,
+    load_config,
+    load_model,
+    load_template,
+    load_tokenizer,
+    quietly,
+    stop_tokens,
+)
 from lightrft_engines.logprobs import Abilities, logprobs, probe
+from lightrft_engines.sequence import SequenceRanks, allows
 from lightrft_engines.value_model import ValueModel, export, read_head, values
 
 log = logging.getLogger(__name__)
@@ -53,8 +64,30 @@ class TextAdapter:
         """
         return self._patched(load_model(self._config, self._hf_config), role)
 
+    def skeleton(self, role: str) -> PreTrainedModel:
+        """The same without weights, on the meta device."""
+        return self._patched(build_model(self._config, self._hf_config), role)
+
+    def require_sequence_ranks(self, size: int) -> None:
+        """See `abilities.SequenceAdapter`: heads are dealt to the ranks, and rows must be packed."""
+        text = self._hf_config.get_text_config()
+        heads = int(text.num_attention_heads)
+        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)  # GPT-2's config has none
+        if choose_attention(self._config, self._hf_config) != ATTENTION:
+            raise UserError(
+                "this model does not run with LightRFT's attention, so its sequences cannot be split over ranks.",
+                where="strategy.sequence_parallel",
+                hint="Set it to 1; `strategy.use: fsdp2` and `strategy.checkpointing: true` save memory too.",
+            )
+        if not allows(size, heads, kv_heads):
+            raise UserError(
+                f"{size} ranks cannot share a sequence: the model has {heads} attention heads ({kv_heads} for keys).",
+                where="strategy.sequence_parallel",
+                hint=f"Choose from {', '.join(str(n) for n in range(1, heads + 1) if allows(n, heads, kv_heads))}.",
+            )
+
     def load_critic(self, critic: CriticSection) -> ValueModel:
-        """See `protocols.ValueAdapter.load_critic`; `UserError` where the model cannot be the policy's critic."""
+        """See `abilities.ValueAdapter.load_critic`; `UserError` where the model cannot be the policy's critic."""
         path = critic.path or self._config.path
         config = self._config.model_copy(update={"path": path, "revision": None} if critic.path else {})
         try:
@@ -152,25 +185,39 @@ class TextAdapter:
         layout: Layout = "auto",
         entropy: bool = False,
         chunk: int | None = None,
+        ranks: SequenceRanks | None = None,
     ) -> LogProbs:
         """See `protocols.ModelAdapter.logprobs`; entries past a row's length are 0."""
-        resolved = self.layout_for(module, batch, layout)
-        return logprobs(module, batch, self._abilities_of(module), layout=resolved, entropy=entropy, chunk=chunk)
+        resolved = self._split_layout(module, batch, layout, ranks)
+        abilities = self._abilities_of(module)
+        return logprobs(module, batch, abilities, layout=resolved, entropy=entropy, chunk=chunk, ranks=ranks)
 
-    def values(self, critic: ValueModel, batch: Batch, *, layout: Layout = "auto") -> Tensor:
-        """See `protocols.ValueAdapter.values`."""
-        return values(critic, batch, self.layout_for(critic, batch, layout))
+    def values(
+        self, critic: ValueModel, batch: Batch, *, layout: Layout = "auto", ranks: SequenceRanks | None = None
+    ) -> Tensor:
+        """See `abilities.ValueAdapter.values`."""
+        return values(critic, batch, self._split_layout(critic, batch, layout, ranks), ranks)
 
-    def export_critic(self, critic: ValueModel, path: Path) -> None:
+    def export_critic(self, critic: ValueModel, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Safetensors, config and tokenizer."""
-        export(critic, path)
+        export(critic, path, weights)
         self._tokenizer.save_pretrained(path)
 
-    def export(self, module: PreTrainedModel, path: Path) -> None:
+    def export(self, module: PreTrainedModel, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Safetensors, configs and tokenizer."""
         with quietly():
-            module.save_pretrained(path)
+            module.save_pretrained(path, state_dict=None if weights is None else dict(weights))
             self._tokenizer.save_pretrained(path)
+
+    def _split_layout(self, module: nn.Module, batch: Batch, layout: Layout, ranks: SequenceRanks | None) -> Layout:
+        resolved = self.layout_for(module, batch, layout)
+        if ranks is not None and resolved != "packed":
+            raise UserError(
+                "this model cannot run these rows packed, so ranks cannot share their sequences.",
+                where="strategy.sequence_parallel",
+                hint="Set it to 1. Models with a sliding window take rows up to the window's length.",
+            )
+        return resolved
 
     def _templated(self, prompt: Prompt, template: str) -> tuple[int, ...]:
         messages = [dict(message) for message in prompt.messages]

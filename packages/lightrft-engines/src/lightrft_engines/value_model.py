@@ -8,6 +8,7 @@ do not have starts at 0, so that the first values are 0 whatever the seed.
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from transformers.utils import cached_file
 from lightrft_engines.hub import WEIGHTS, quietly
 from lightrft_engines.logprobs import decoder_states, scatter
 from lightrft_engines.packing import completion_mask, packed, padded
+from lightrft_engines.sequence import SequenceRanks
 from lightrft_engines.tensors_io import write_tensors
 
 
@@ -44,13 +46,17 @@ class ValueModel(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         self.backbone.gradient_checkpointing_enable(options)
 
 
-def values(critic: ValueModel, batch: Batch, layout: Layout) -> Tensor:
+def values(critic: ValueModel, batch: Batch, layout: Layout, ranks: SequenceRanks | None = None) -> Tensor:
     """Values [B, T] in a resolved layout, on the model's device, in fp32 (fp64 for fp64); 0 past a row's length."""
     weight_1D = critic.head.weight
+    accurate = torch.promote_types(weight_1D.dtype, torch.float32)
     exists_BT = completion_mask(batch).to(weight_1D.device)
     laid = (packed if layout == "packed" else padded)(batch, weight_1D.device)
+    if ranks is not None:
+        own = ranks.split(laid)
+        states_MD = own.states(decoder_states(critic.backbone, own.laid))
+        return scatter(own.join(states_MD.to(accurate) @ weight_1D.to(accurate)[0]), exists_BT)
     states_MD = decoder_states(critic.backbone, laid).flatten(0, 1)[laid.source_M]
-    accurate = torch.promote_types(weight_1D.dtype, torch.float32)
     return scatter(states_MD.to(accurate) @ weight_1D.to(accurate)[0], exists_BT)
 
 
@@ -72,7 +78,7 @@ def read_head(path: str, revision: str | None, name: str, width: int) -> Tensor 
     return weight
 
 
-def export(critic: ValueModel, path: Path) -> None:
+def export(critic: ValueModel, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Config and weights, named as `AutoModelForSequenceClassification` names them where it has this model."""
     config = copy.deepcopy(critic.backbone.config)
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
@@ -81,8 +87,9 @@ def export(critic: ValueModel, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     with quietly():
         config.save_pretrained(path)
-    weights = {f"{critic.prefix}.{name}": tensor for name, tensor in critic.backbone.named_parameters()}
-    write_tensors(path / WEIGHTS[0], weights | {f"{critic.head_name}.weight": critic.head.weight})
+    own = dict(critic.named_parameters()) if weights is None else dict(weights)
+    head = {f"{critic.head_name}.weight": own.pop("head.weight")}
+    write_tensors(path / WEIGHTS[0], {name.replace("backbone", critic.prefix, 1): own[name] for name in own} | head)
 
 
 def _file_with(path: str, revision: str | None, key: str) -> str | None:

@@ -56,9 +56,16 @@ def open_world(device: torch.device) -> World:
         return TorchWorld(device) if dist.get_world_size() > 1 else SoloWorld()
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return SoloWorld()
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
     return TorchWorld(device, owns_group=True)
+
+
+def require_group(device: torch.device) -> None:
+    """A process group of one where there is none: torch's sharding asks for a group even alone."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def add_over_ranks(tensor: Tensor, world: World) -> None:

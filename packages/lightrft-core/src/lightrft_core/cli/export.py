@@ -23,10 +23,10 @@ def export(
 ) -> None:
     """Load the checkpoint and write the model, its tokenizer and generation settings as safetensors."""
     from lightrft_core import launch
+    from lightrft_core.abilities import AveragingStrategy
     from lightrft_core.assembly import build_core
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
-    from lightrft_core.protocols import AveragingStrategy
     from lightrft_core.rundir import RunDir
     from lightrft_core.session import checkpoint_of
 

@@ -1,6 +1,6 @@
 """A tiny torch policy with its adapter: what strategies and patches are checked on where no real model is given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightrft_core.data import Batch, Group, Prompt, Tensor
@@ -93,9 +93,10 @@ class TorchToyAdapter:
         entropy_BT = -(all_BTV.exp() * all_BTV).sum(-1) if entropy else None
         return LogProbs(all_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1), entropy_BT)
 
-    def export(self, module: Module, path: Path) -> None:
+    def export(self, module: Module, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the names of the parameters; there is no Hugging Face folder of a toy."""
-        (path / "toy.txt").write_text("\n".join(name for name, _ in module.named_parameters()))
+        names = list(weights) if weights is not None else [name for name, _ in module.named_parameters()]
+        (path / "toy.txt").write_text("\n".join(names))
 
 
 def torch_setup(run_dir: Path) -> Setup:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lightrft_core.data import Batch, Completion, FinishReason, GenerateRequest, Group, Prompt, StepStats
+from lightrft_core.data import Batch, Completion, FinishReason, GenerateRequest, Group, Prompt, StepStats, Tensor
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import Advantages, Layout, LogProbs, Setup, Weights, World
 from lightrft_core.sections import ModelSection, Section
@@ -113,9 +113,9 @@ class ToyModelAdapter:
             Rows([[module.logprobs(ids, place)[token] for place, token in enumerate(row)] for ids, row in rows])
         )
 
-    def export(self, module: ToyPolicy, path: Path) -> None:
+    def export(self, module: ToyPolicy, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the table as JSON."""
-        (path / "toy.json").write_text(json.dumps(module.logits))
+        (path / "toy.json").write_text(json.dumps(module.logits if weights is None else dict(weights)))
 
 
 class ToyEngineConfig(Section):

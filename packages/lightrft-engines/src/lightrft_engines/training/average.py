@@ -6,18 +6,20 @@ w_avg = beta w_avg + (1 - beta) w   after every update, from w_avg = w at the st
 from pathlib import Path
 
 import torch
+from lightrft_core.protocols import World
+from torch import Tensor
 
-from lightrft_engines.tensors_io import read_tensors, write_tensors
-from lightrft_engines.trained import TrainedRole
+from lightrft_engines.training.files import read_folder, write_folder
+from lightrft_engines.training.roles import Role
 
-FILE = "ema.safetensors"
+FOLDER = "ema"
 
 
 class Average:
-    """Follows a role; `beta` is what one update keeps of it."""
+    """Follows a role, each rank its part; `beta` is what one update keeps of it."""
 
-    def __init__(self, role: TrainedRole, beta: float) -> None:
-        self._role, self._beta = role, beta
+    def __init__(self, role: Role, beta: float, world: World) -> None:
+        self._role, self._beta, self._world = role, beta, world
         self._weights = {name: tensor.detach().float().clone() for name, tensor in role.learned().items()}
 
     def follow(self) -> None:
@@ -32,9 +34,12 @@ class Average:
 
     def save(self, path: Path) -> None:
         """Write it."""
-        write_tensors(path / FILE, self._weights)
+        write_folder(path / FOLDER, self._filed(), self._world)
 
     def load(self, path: Path) -> None:
         """Take it back, exactly; `UserError` for another model's or a run's that kept none."""
-        for name, tensor in read_tensors(path / FILE, self._weights).items():
+        for name, tensor in read_folder(path / FOLDER, self._filed()).items():
             self._weights[name].copy_(tensor)
+
+    def _filed(self) -> dict[str, Tensor]:
+        return {name: self._role.filed(name, tensor) for name, tensor in self._weights.items()}

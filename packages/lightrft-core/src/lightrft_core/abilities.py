@@ -1,0 +1,86 @@
+"""What some components can do beyond `protocols`: they say so in their descriptor's `provides`, or by their methods.
+
+A run file that needs an ability is refused where the chosen component lacks it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lightrft_core.data import Batch, Tensor
+from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Module, Strategy
+from lightrft_core.sections import CriticSection
+
+Ranks = Any  # the ranks that share a sequence, as the strategy's framework knows them
+
+
+class ValueAdapter(ModelAdapter, Protocol):
+    """A model adapter that can make a critic of its model: one whose component provides `values`."""
+
+    def load_critic(self, critic: CriticSection) -> Module:
+        """The critic: a model with a value head that maps a hidden state to a number; patches applied, on the CPU."""
+
+    def values(self, critic: Module, batch: Batch, *, layout: Layout = "auto") -> Tensor:
+        """Values [B, T] of what each completion token was chosen in, of the critic's accurate type.
+
+        A token's value has not seen the token itself; entries past a row's length are 0. Carries gradients where
+        they are enabled. `layout_for` plans cuts for a critic as for any module.
+        """
+
+    def export_critic(self, critic: Module, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write a folder that `load_critic` takes, and `AutoModelForSequenceClassification` where it has the model.
+
+        `weights` are whole parameters by name, given where the critic holds but shards of them.
+        """
+
+
+@runtime_checkable
+class SkeletonAdapter(Protocol):
+    """A model adapter that can build its model without memory, so that a strategy may load it shard by shard."""
+
+    def skeleton(self, role: str) -> Module:
+        """What `load` returns, on the meta device."""
+
+
+@runtime_checkable
+class SequenceAdapter(Protocol):
+    """A model adapter whose packed rows can be split over ranks."""
+
+    def require_sequence_ranks(self, size: int) -> None:
+        """`UserError` where so many ranks cannot share a sequence of this model."""
+
+    def logprobs(
+        self,
+        module: Module,
+        batch: Batch,
+        *,
+        layout: Layout = "auto",
+        entropy: bool = False,
+        chunk: int | None = None,
+        ranks: Ranks = None,
+    ) -> LogProbs:
+        """See `ModelAdapter.logprobs`; each rank computes its slice of the packed row, and all return the same."""
+
+    def values(self, critic: Module, batch: Batch, *, layout: Layout = "auto", ranks: Ranks = None) -> Tensor:
+        """See `ValueAdapter.values`; likewise."""
+
+
+class RefreshingStrategy(Strategy, Protocol):
+    """A strategy that can renew its reference: one whose component provides `reference_refresh`."""
+
+    def refresh_reference(self) -> None:
+        """Make the policy as it is now the reference; checkpoints hold the renewed one."""
+
+
+class MixingStrategy(Strategy, Protocol):
+    """A strategy whose steps may learn supervised examples too: one whose component provides `mix_in`."""
+
+    def mix_in(self, examples: Batch, coef: float) -> None:
+        """The next step, and it alone, adds `coef` times the mean over all ranks' tokens of -log p of these."""
+
+
+class AveragingStrategy(Strategy, Protocol):
+    """A strategy that may keep a moving average of the policy's weights: one whose component provides `ema`."""
+
+    def take_average(self) -> None:
+        """Make the average the policy, for an export; `UserError` where the run kept none."""

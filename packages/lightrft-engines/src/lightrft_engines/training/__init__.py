@@ -1,0 +1,1 @@
+"""How models learn: strategies, and the parts they are made of."""

@@ -1,0 +1,239 @@
+"""FSDP2: every parameter is a DTensor, a shard on each rank; `fully_shard` gathers a block's before it computes.
+
+Units are the model's blocks (`_no_split_modules`, or what a patch names) and one for all the rest. Gradients are added
+up, not averaged: losses are shares of the whole step over all ranks.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightrft_core.errors import UserError
+from lightrft_core.protocols import Setup
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from lightrft_engines.training.config import Fsdp2Config
+from lightrft_engines.training.gradients import Gradients, squares
+from lightrft_engines.training.optimizer import master_of
+from lightrft_engines.training.placed import Call, Placed, Source
+from lightrft_engines.training.placement import cast_parameters
+from lightrft_engines.training.single import Place, PlacedBackend, start
+from lightrft_engines.training.strategy import TorchStrategy
+from lightrft_engines.world import require_group
+
+Result = TypeVar("Result")
+
+
+class Shards:
+    """`placed.Placed` over the ranks of a mesh."""
+
+    def __init__(self, call: Call, dtype: torch.dtype, mesh: "Meshes", master_weights: bool) -> None:
+        self.module, self.dtype = call.module, dtype
+        self._call, self._mesh, self._master_weights = call, mesh, master_weights
+
+    def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: the function's own
+        """Through FSDP's hooks; afterwards weights are shards again."""
+        found: Result = self._call(function, *arguments)
+        if not torch.is_grad_enabled():
+            self._call.reshard()
+        return found
+
+    def own(self) -> dict[str, Tensor]:
+        """Local shards."""
+        return {name: parameter.to_local().detach() for name, parameter in self._parameters()}
+
+    def trained(self) -> list[str]:
+        """Those that take a gradient."""
+        return [name for name, parameter in self._parameters() if parameter.requires_grad]
+
+    def master(self, name: str) -> Tensor:
+        """The local shard, which is in full precision unless that was declined."""
+        local = self.module.get_parameter(name).to_local().detach().requires_grad_()
+        return master_of(local) if self._master_weights else local
+
+    def gradients(self, names: Sequence[str], masters: Sequence[Tensor]) -> Gradients:
+        """Reduced and scattered in every pass."""
+        return ShardGradients([self.module.get_parameter(name) for name in names], masters, self._mesh)
+
+    def whole(self, name: str, own: Tensor) -> Tensor:
+        """Gathered from all ranks."""
+        return self._spread(name, own, self._mesh.device).full_tensor()
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's shard of it."""
+        parameter = self.module.get_parameter(name)
+        replicated = DTensor.from_local(whole, self._mesh.device, run_check=False)
+        return replicated.redistribute(placements=parameter.placements).to_local()
+
+    def filed(self, name: str, own: Tensor) -> Tensor:
+        """A DTensor of CPU shards."""
+        return self._spread(name, own.cpu(), self._mesh.cpu)
+
+    def _spread(self, name: str, own: Tensor, mesh: DeviceMesh) -> DTensor:
+        parameter = self.module.get_parameter(name)
+        local = own.to(mesh.device_type)
+        return DTensor.from_local(
+            local, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+
+    def _parameters(self) -> Iterator[tuple[str, DTensor]]:
+        yield from self.module.named_parameters()
+
+
+class ShardGradients:
+    """`gradients.Gradients` of shards."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], masters: Sequence[Tensor], mesh: "Meshes") -> None:
+        self._parameters, self._masters, self._mesh = parameters, masters, mesh
+        self.tensors: Sequence[Tensor] = []
+
+    def begin(self) -> None:
+        """Nothing is left of the step before."""
+        self.end()
+
+    @contextmanager
+    def passing(self, is_last: bool) -> Iterator[None]:
+        """Every pass is alike."""
+        yield
+
+    def absorb(self) -> None:
+        """FSDP has added them to the shards."""
+
+    def reduce(self) -> None:
+        """Done already; in the type of the masters."""
+        grads = [None if item.grad is None else item.grad.to_local() for item in self._parameters]
+        pairs = zip(grads, self._masters, strict=True)
+        self.tensors = [torch.zeros_like(master) if grad is None else grad.to(master) for grad, master in pairs]
+
+    def norm(self) -> float:
+        """Shards of one copy add up; copies are equal."""
+        total = torch.tensor([squares(self.tensors)], dtype=torch.float64, device=self._mesh.device.device_type)
+        dist.all_reduce(total, group=self._mesh.one_copy)
+        return math.sqrt(float(total))
+
+    def end(self) -> None:
+        """Free them."""
+        self.tensors = []
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+class Meshes:
+    """The ranks as copies x shards, once for computing and once on the CPU, for files."""
+
+    def __init__(self, device: torch.device, size: int, shard_size: int | None) -> None:
+        per_copy = shard_size or size
+        if size % per_copy:
+            raise UserError(
+                f"{per_copy} ranks cannot share a copy: it does not divide the {size} ranks of this run.",
+                where="strategy.shard_size",
+                hint=f"Choose a divisor of {size}, or leave it out.",
+            )
+        shape = (size // per_copy, per_copy)
+        self.device = _mesh(device.type, shape)
+        self.cpu = self.device if device.type == "cpu" else _mesh("cpu", shape)
+        self.one_copy = self.device.get_group("shard")
+
+
+class Fsdp2Placement:
+    """`placed.Placement` by `fully_shard`; `units` are class names of modules that are gathered as one."""
+
+    lockstep = True
+    serves_in_place = False
+
+    def __init__(self, config: Fsdp2Config, place: Place, units: Collection[str]) -> None:
+        self._config, self._device, self._dtype, self._world = config, place.device, place.dtype, place.world
+        self._mesh, self._units = Meshes(place.device, place.world.size, config.shard_size), frozenset(units)
+
+    def place(self, source: Source, *, learns: bool) -> Placed:
+        """Shard it; with `meta_init` rank 0 alone reads the weights."""
+        if self._config.meta_init and source.skeleton is not None and self._world.size > 1:
+            loaded = source.load() if self._world.rank == 0 else None
+            call = self._sharded(source.skeleton(), learns)
+            call.to_empty(device="cpu" if self._config.cpu_offload else self._device)
+            self._hand_out(loaded, call.module)
+        else:
+            call = self._sharded(source.load(), learns)
+        call.eval()
+        return Shards(call, self._dtype, self._mesh, self._config.master_weights)
+
+    def _sharded(self, module: nn.Module, learns: bool) -> Call:
+        is_mixed = self._dtype != torch.float32
+        cast_parameters(module, torch.float32 if self._config.master_weights else self._dtype)
+        module.requires_grad_(learns)
+        policy = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32) if is_mixed else None
+        pins = self._device.type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pins) if self._config.cpu_offload else OffloadPolicy()
+        options = {
+            "mesh": self._mesh.device,
+            "reshard_after_forward": self._config.reshard_after_forward,
+            "mp_policy": policy or MixedPrecisionPolicy(),
+            "offload_policy": offload,
+        }
+        call = Call(module)
+        for block in shard_units(module, self._units):
+            _by_sum(fully_shard(block, **options))
+        _by_sum(fully_shard(call, **options))
+        return call
+
+    def _hand_out(self, loaded: nn.Module | None, module: nn.Module) -> None:
+        """Weights and buffers of rank 0's module to the shards of all ranks, one at a time."""
+        weights = dict(loaded.named_parameters()) if loaded is not None else {}
+        buffers = dict(loaded.named_buffers()) if loaded is not None else {}
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                whole = self._like(parameter, weights.get(name))
+                spread = distribute_tensor(whole, self._mesh.device, parameter.placements)
+                parameter.to_local().copy_(spread.to_local())
+            for name, buffer in module.named_buffers():
+                whole = self._like(buffer, buffers.get(name))
+                dist.broadcast(whole, 0)
+                buffer.copy_(whole)
+
+    def _like(self, wanted: Tensor, value: Tensor | None) -> Tensor:
+        """The value on our device; where this rank has none, memory for it."""
+        if value is None:
+            return torch.empty(wanted.shape, dtype=wanted.dtype, device=self._device)
+        return value.detach().to(self._device, wanted.dtype)
+
+
+def shard_units(module: nn.Module, names: Collection[str] = ()) -> list[nn.Module]:
+    """The blocks of a model, innermost first: of the named classes, else of those that it says must not be split."""
+    wanted = set(names)
+    for part in module.modules() if not wanted else ():
+        if isinstance(part, PreTrainedModel):
+            wanted |= set(part._no_split_modules or ())
+    blocks = [part for part in module.modules() if type(part).__name__ in wanted]
+    return blocks[::-1] or _longest_list(module)
+
+
+def _longest_list(module: nn.Module) -> list[nn.Module]:
+    lists = [list(part) for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def _by_sum(module: FSDPModule) -> None:
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)
+
+
+def _mesh(device_type: str, shape: tuple[int, int]) -> DeviceMesh:
+    mesh = init_device_mesh(device_type, shape, mesh_dim_names=("copy", "shard"))
+    return mesh if shape[0] > 1 else mesh["shard"]
+
+
+class Fsdp2Strategy(TorchStrategy):
+    """Sharded over the ranks by FSDP2."""
+
+    def __init__(self, config: Fsdp2Config, setup: Setup) -> None:
+        place = start(config, setup)
+        require_group(place.device)
+        placement = Fsdp2Placement(config, place, setup.shard_units)
+        super().__init__(config, setup, PlacedBackend.of(config, place, placement))

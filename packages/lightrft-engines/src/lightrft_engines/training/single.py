@@ -1,0 +1,86 @@
+"""Strategies with a whole model on every rank: `single`, and `ddp`, which overlaps communication with computing."""
+
+from dataclasses import dataclass
+
+import torch
+from lightrft_core.protocols import Setup, World
+from lightrft_core.sections import LearningSection
+
+from lightrft_engines.training.config import DDPConfig, SingleConfig, TrainingConfig
+from lightrft_engines.training.placed import Placed, Placement, Replicas, Source
+from lightrft_engines.training.placement import choose_device, choose_dtype
+from lightrft_engines.training.roles import Role, TrainedRole
+from lightrft_engines.training.strategy import TorchStrategy
+from lightrft_engines.world import open_world, require_group
+
+
+class SingleStrategy(TorchStrategy):
+    """One replica per rank, gradients summed in one all-reduce."""
+
+    def __init__(self, config: SingleConfig, setup: Setup) -> None:
+        place = start(config, setup)
+        replicas = Replicas(place.device, place.dtype, place.world)
+        super().__init__(config, setup, PlacedBackend.of(config, place, replicas))
+
+
+class DDPStrategy(TorchStrategy):
+    """One replica per rank under torch's DistributedDataParallel."""
+
+    def __init__(self, config: DDPConfig, setup: Setup) -> None:
+        place = start(config, setup)
+        require_group(place.device)
+        replicas = Replicas(place.device, place.dtype, place.world, overlaps=True)
+        super().__init__(config, setup, PlacedBackend.of(config, place, replicas))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this rank computes, in which numbers, and with whom."""
+
+    device: torch.device
+    dtype: torch.dtype
+    world: World
+
+
+def start(config: TrainingConfig, setup: Setup) -> Place:
+    """Set threads, choose device and numbers, and join the other ranks."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    world = setup.world if setup.world.size > 1 else open_world(device)
+    return Place(device, choose_dtype(config.precision, device), world)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedBackend:
+    """`strategy.Backend` whose roles are placed modules with an optimizer of ours."""
+
+    world: World
+    device: torch.device
+    dtype: torch.dtype
+    placement: Placement
+    checkpointing: bool
+
+    @classmethod
+    def of(cls, config: TrainingConfig, place: Place, placement: Placement) -> "PlacedBackend":
+        """For a started strategy."""
+        return cls(place.world, place.device, place.dtype, placement, config.checkpointing)
+
+    @property
+    def lockstep(self) -> bool:
+        """As the placement says."""
+        return self.placement.lockstep
+
+    @property
+    def serves_in_place(self) -> bool:
+        """As the placement says."""
+        return self.placement.serves_in_place
+
+    def trained(self, source: Source, section: LearningSection, num_steps: int) -> Role:
+        """Placed, with an optimizer."""
+        placed = self.placement.place(source, learns=True)
+        return TrainedRole(placed, section, num_steps, self.world, checkpointing=self.checkpointing)
+
+    def frozen(self, source: Source) -> Placed:
+        """Placed."""
+        return self.placement.place(source, learns=False)

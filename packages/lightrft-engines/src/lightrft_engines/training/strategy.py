@@ -1,0 +1,368 @@
+"""The one training strategy of this package; how weights are placed is all that its forms differ in.
+
+One optimizer step sums the shares of its micro-batches; `Objective` divides by counts of the whole step over all ranks,
+so how rows are cut and where they live cannot change the update. A critic learns in the same steps as the policy.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+from lightrft_core.abilities import SequenceAdapter, SkeletonAdapter, ValueAdapter
+from lightrft_core.data import Batch, LossInputs, StepStats, seed_for
+from lightrft_core.errors import UserError
+from lightrft_core.objective import Objective, Totals, local_totals
+from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Setup, World
+from lightrft_core.sections import LearningSection
+from torch import Tensor, nn
+
+from lightrft_engines.fingerprint import fingerprint, spread_names
+from lightrft_engines.sequence import SequenceRanks
+from lightrft_engines.tensors_io import read_tensors, write_tensors
+from lightrft_engines.training.average import Average
+from lightrft_engines.training.config import TrainingConfig
+from lightrft_engines.training.critic import Critic
+from lightrft_engines.training.exchange import Exchange
+from lightrft_engines.training.passes import Passes, on_device, required, spare_row, trained_rows
+from lightrft_engines.training.placed import Placed, Source
+from lightrft_engines.training.reference import Reference
+from lightrft_engines.training.roles import Role
+from lightrft_engines.training.stepsums import StepSums
+from lightrft_engines.training.supervised import Examples
+from lightrft_engines.world import TorchWorld
+
+FORMAT = 2
+
+
+class Backend(Protocol):
+    """How modules are placed and learn."""
+
+    @property
+    def world(self) -> World:
+        """The ranks of this run."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models live."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they compute in."""
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether ranks wait for each other in every pass."""
+
+    @property
+    def serves_in_place(self) -> bool:
+        """Whether an engine may generate with the policy module itself."""
+
+    def trained(self, source: Source, section: LearningSection, num_steps: int) -> Role:
+        """A module that learns, in its place."""
+
+    def frozen(self, source: Source) -> Placed:
+        """A module that does not."""
+
+
+class TorchStrategy:
+    """`protocols.Strategy` on torch.distributed."""
+
+    def __init__(self, config: TrainingConfig, setup: Setup, backend: Backend) -> None:
+        self._config, self._backend = config, backend
+        self._adapter = setup.require_model()
+        self._sequence = _sequence_ranks(config, self._adapter, backend.world)
+        width = config.sequence_parallel
+        self._exchange = Exchange(backend.world, backend.device, width=width, balance=config.balance)
+        self._passes = Passes(self._adapter, config, backend.device, backend.world, backend.lockstep, self._sequence)
+        torch.manual_seed(seed_for(setup.run.seed, "torch", self.world.rank))  # for parts that draw without a seed
+        frozen, num_steps = _frozen_updates(setup), setup.num_optimizer_steps
+        self._policy = backend.trained(source_of(self._adapter, "policy"), setup.optim, num_steps - frozen)
+        self._passes.prepare(self._policy)
+        has_reference = "ref_logprobs" in setup.needs
+        self._reference = Reference(self._place_reference, self.world) if has_reference else None
+        self._average = Average(self._policy, config.ema_beta, self.world) if config.ema else None
+        self.critic, self._frozen_updates = self._build_critic(setup), frozen
+        self._examples: Examples | None = None
+        self._exports_critic = setup.critic is not None and setup.critic.export
+
+    @property
+    def world(self) -> World:
+        """The ranks of this run."""
+        return self._backend.world
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether forward passes run in fp32 or better."""
+        return self._backend.dtype in (torch.float32, torch.float64)
+
+    @property
+    def policy(self) -> nn.Module | None:
+        """The trained module, for engines that serve it in place; None where its weights are not whole here."""
+        return self._policy.module if self._backend.serves_in_place else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models live."""
+        return self._backend.device
+
+    @property
+    def step_rate(self) -> float:
+        """The learning rate of the policy's next update."""
+        return self._policy.rate
+
+    @property
+    def is_policy_frozen(self) -> bool:
+        """Whether the next step leaves the policy as it is, while its critic warms up."""
+        return self.critic is not None and self.critic.role.steps_done < self._frozen_updates
+
+    def fill(self, batch: Batch, needs: frozenset[str]) -> None:
+        """Set `old_logprobs`, `ref_logprobs`, `entropy`, `values` of the rows that train; zeros elsewhere."""
+        if "values" in needs:
+            self._require_critic().fill(batch)
+        if not needs & {"old_logprobs", "entropy", "ref_logprobs"}:
+            return
+        share = self._exchange.share(batch, trained_rows(batch))
+        if needs & {"old_logprobs", "entropy"}:
+            found = self._passes.logprobs(self._policy, share.batch, self._passes.layout, "entropy" in needs)
+            if "old_logprobs" in needs:
+                batch.old_logprobs_BT = share.home(found.logprobs_BT)
+            if found.entropy_BT is not None:
+                batch.entropy_BT = share.home(found.entropy_BT)
+        if "ref_logprobs" in needs:
+            found = self._passes.logprobs(self._require_reference(), share.batch, self._passes.layout, False)
+            batch.ref_logprobs_BT = share.home(found.logprobs_BT)
+
+    def logprobs(self, batch: Batch, *, role: str = "policy", layout: Layout = "auto") -> LogProbs:
+        """Log-probabilities and entropy of all rows without gradient, on the CPU."""
+        runners = {"policy": self._policy} | ({} if self._reference is None else {"reference": self._reference})
+        if role not in runners:
+            raise ValueError(f"no role {role!r}; this run has {', '.join(runners)}")
+        share = self._exchange.share(batch, range(len(batch)))
+        found = self._passes.logprobs(runners[role], share.batch, layout, True)
+        entropy_BT = None if found.entropy_BT is None else share.home(found.entropy_BT)
+        return LogProbs(share.home(found.logprobs_BT), entropy_BT)
+
+    def step(self, minibatch: Batch, objective: Objective) -> StepStats:
+        """One update of each role over all ranks' rows, or of none; see `protocols.Strategy.step`."""
+        totals, is_frozen = self._totals(minibatch), self.is_policy_frozen
+        sums = StepSums(totals)
+        norms: dict[Role, float] = {}
+        if not is_frozen:
+            norms[self._policy] = self._policy_gradient(minibatch, objective, totals, sums)
+        if self.critic is not None:
+            norms[self.critic.role] = self.critic.gradient(minibatch, totals, sums, self.world)
+        lr = 0.0 if is_frozen else self._policy.rate
+        self._examples = None
+        unsound = [norm for norm in norms.values() if not math.isfinite(norm)]  # one non-finite entry makes it so
+        for role, norm in norms.items():
+            if not unsound:
+                role.apply(norm)
+            role.forget()
+        if self._average is not None and not is_frozen and not unsound:
+            self._average.follow()
+        skipped = f"the gradient norm is {unsound[0]}" if unsound else None
+        policy_norm = norms.get(self._policy, 0.0)
+        return StepStats(metrics=sums.over_ranks(self.world), grad_norm=policy_norm, lr=lr, skipped=skipped)
+
+    def refresh_reference(self) -> None:
+        """Make the policy as it is now the reference."""
+        self._require_reference().refresh(self._policy.served())
+
+    def mix_in(self, examples: Batch, coef: float) -> None:
+        """The next step learns these examples too."""
+        self._examples = Examples(examples, coef)
+
+    def take_average(self) -> None:
+        """Make the average of the weights the policy; `UserError` where none is kept."""
+        if self._average is None:
+            raise UserError("this run kept no average of its weights.", where="strategy.ema", hint="Set it to true.")
+        self._average.give()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters by their Hugging Face names, tied ones once; all ranks iterate together."""
+        return self._policy.served()
+
+    def fingerprint(self, num: int = 8) -> Mapping[str, float]:
+        """See `fingerprint.fingerprint`."""
+        chosen = spread_names(self._policy.names(), num)
+        return {name: fingerprint(name, self._policy.whole(name)) for name in chosen}
+
+    def save(self, path: Path) -> None:
+        """Every rank writes its random state and its shards; rank 0 what all ranks have whole, and the counts."""
+        write_tensors(path / f"random-{self.world.rank:05d}.safetensors", {"torch": torch.get_rng_state()})
+        state = {"format": FORMAT, "optimizer_steps": self._policy.steps_done}
+        self._policy.save(path / "policy")
+        if self.critic is not None:
+            self.critic.role.save(path / "critic")
+            state["critic_steps"] = self.critic.role.steps_done
+        if self._reference is not None:
+            self._reference.save(path)
+        if self._average is not None:
+            self._average.save(path)
+        if self.world.rank == 0:
+            (path / "strategy.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    def load(self, path: Path) -> None:
+        """Take them back, exactly, on any number of ranks; `UserError` for another model's, with nothing changed."""
+        state = json.loads((path / "strategy.json").read_text(encoding="utf-8"))
+        policy = self._policy.read(path / "policy")
+        if self.critic is not None:
+            self.critic.role.take(self.critic.role.read(path / "critic"), int(state["critic_steps"]))
+        if self._reference is not None:
+            self._reference.load(path)
+        if self._average is not None:
+            self._average.load(path)
+        self._policy.take(policy, int(state["optimizer_steps"]))
+        own_random = path / f"random-{self.world.rank:05d}.safetensors"
+        if own_random.is_file():
+            torch.set_rng_state(read_tensors(own_random, {"torch": torch.get_rng_state()})["torch"])
+
+    def export(self, path: Path) -> None:
+        """Rank 0 writes the Hugging Face folder, and the critic where that was asked for; the others wait for it."""
+        self._export(self._policy, path, self._adapter.export)
+        if self.critic is not None and self._exports_critic:
+            self._export(self.critic.role, path / "critic", self.critic.adapter.export_critic)
+        self.world.barrier()
+
+    def close(self) -> None:
+        """Leave the process group and drop the models."""
+        self._reference = self.critic = None
+        if isinstance(self.world, TorchWorld):
+            self.world.close()
+
+    def _export(self, role: Role, path: Path, write: Callable[..., None]) -> None:
+        if self._backend.serves_in_place:
+            if self.world.rank == 0:
+                write(role.module, path)
+            return
+        weights = {}
+        for name, tensor in role.served():
+            if self.world.rank == 0:
+                weights[name] = tensor.cpu()
+        if self.world.rank == 0:
+            write(role.module, path, weights=weights)
+
+    def _build_critic(self, setup: Setup) -> Critic | None:
+        if setup.critic is None:
+            return None
+        adapter, section = cast(ValueAdapter, self._adapter), setup.critic  # it provides `values`, or was refused
+        source = Source(lambda: adapter.load_critic(section))
+        role = self._backend.trained(source, section, setup.num_optimizer_steps)
+        return Critic(role, adapter, self._passes, self._exchange, section.clip)
+
+    def _require_critic(self) -> Critic:
+        if self.critic is None:
+            raise ValueError("values are needed and this run has no critic: it was built without `setup.critic`")
+        return self.critic
+
+    def _require_reference(self) -> Reference:
+        if self._reference is None:
+            raise ValueError("this run has no reference")
+        return self._reference
+
+    def _place_reference(self) -> Placed:
+        placed = self._backend.frozen(source_of(self._adapter, "reference"))
+        self._passes.prepare(placed)
+        return placed
+
+    def _totals(self, batch: Batch) -> Totals:
+        own = local_totals(batch)
+        tokens, sequences = self.world.sum([own.tokens, own.sequences])
+        return Totals(tokens, sequences)
+
+    def _policy_gradient(self, minibatch: Batch, objective: Objective, totals: Totals, sums: StepSums) -> float:
+        """Gather it over all ranks; returns its norm and adds the step's metrics."""
+        trained = trained_rows(minibatch)
+        rows = _with_gradient(minibatch, trained, objective)
+        sums.add_zero_rows(minibatch, set(trained) - set(rows))
+        share = self._exchange.share(minibatch, rows)
+        counted = sums if share.is_lead else None
+        parts = self._passes.parts(self._policy.module, share.batch)
+        losses: list[Callable[[], Tensor]] = [partial(self._loss, part, objective, totals, counted) for part in parts]
+        if self._examples is not None:
+            losses += self._examples.losses(self._policy, self._passes, self._exchange, sums, self.world)
+        losses += [self._spare_loss] * (self._passes.num_passes(len(losses)) - len(losses))
+        return self._policy.gather(losses)
+
+    def _loss(self, part: Batch, objective: Objective, totals: Totals, sums: StepSums | None) -> Tensor:
+        found = self._passes.forward(self._policy, part, layout=self._passes.layout, entropy=True)
+        part = on_device(part, self.device)
+        own_BT = found.logprobs_BT.detach()
+        old_BT = own_BT if part.old_logprobs_BT is None else part.old_logprobs_BT
+        entropy_BT = found.entropy_BT
+        if entropy_BT is not None and not objective.needs_entropy:
+            entropy_BT = entropy_BT.detach()
+        inputs = LossInputs(
+            logprobs_BT=found.logprobs_BT,
+            old_logprobs_BT=old_BT,
+            advantages_BT=required(part.advantages_BT, "advantages_BT"),
+            mask_BT=part.mask_BT,
+            ref_logprobs_BT=part.ref_logprobs_BT,
+            entropy_BT=entropy_BT,
+        )
+        share, metrics = objective.share(inputs, totals, part.weights_BT)
+        if sums is not None:
+            sums.add(metrics)
+            sums.add_gap(part.engine_logprobs_BT, old_BT, part.mask_BT)
+        return cast(Tensor, share)
+
+    def _spare_loss(self) -> Tensor:
+        found = self._passes.forward(self._policy, spare_row(), layout=self._passes.layout)
+        return cast(Tensor, found.logprobs_BT.sum() * 0.0)
+
+
+def source_of(adapter: ModelAdapter, role: str) -> Source:
+    """How to get a role's module."""
+    skeleton = adapter.skeleton if isinstance(adapter, SkeletonAdapter) else None
+    return Source(lambda: adapter.load(role), None if skeleton is None else lambda: skeleton(role))
+
+
+def _sequence_ranks(config: TrainingConfig, adapter: ModelAdapter, world: World) -> SequenceRanks | None:
+    """The ranks that share this one's sequences; `UserError` where they cannot."""
+    size = config.sequence_parallel
+    if size == 1:
+        return None
+    if world.size % size:
+        raise UserError(
+            f"{size} ranks cannot share each sequence: it does not divide the {world.size} ranks of this run.",
+            where="strategy.sequence_parallel",
+            hint=f"Choose a divisor of {world.size}.",
+        )
+    if not isinstance(adapter, SequenceAdapter):
+        raise UserError(
+            "this model adapter cannot split sequences over ranks.",
+            where="strategy.sequence_parallel",
+            hint="Set it to 1, or choose an adapter that can: `lightrft plugins list`.",
+        )
+    adapter.require_sequence_ranks(size)
+    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world.size, size)]
+    return SequenceRanks(groups[world.rank // size], world.rank % size, size)
+
+
+def _frozen_updates(setup: Setup) -> int:
+    """Updates of the critic before the policy's first. `UserError` where they are all that the run has."""
+    if setup.critic is None or setup.critic.policy_freeze_steps == 0:
+        return 0
+    num_rollout_steps = setup.run.steps or setup.num_optimizer_steps
+    frozen = setup.critic.policy_freeze_steps
+    if frozen >= num_rollout_steps:
+        raise UserError(
+            f"{frozen} is not less than the run's {num_rollout_steps} steps: the policy would never learn.",
+            where="critic.policy_freeze_steps",
+            hint="Set it lower.",
+        )
+    return frozen * setup.num_optimizer_steps // num_rollout_steps
+
+
+def _with_gradient(batch: Batch, rows: list[int], objective: Objective) -> list[int]:
+    """Leave out rows whose gradient is promised to be zero."""
+    is_alone = objective.kl is None and not objective.needs_entropy
+    if not (objective.zero_without_advantage and is_alone) or batch.advantages_BT is None:
+        return rows
+    has_advantage = ((batch.advantages_BT != 0) & batch.mask_BT).any(-1).tolist()
+    return [row for row in rows if has_advantage[row]]

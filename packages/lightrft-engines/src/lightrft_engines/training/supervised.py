@@ -1,0 +1,43 @@
+"""The supervised part of an optimizer step: coef times the mean over all ranks' tokens of -log p of the examples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from lightrft_core.data import Batch
+from lightrft_core.objective import Totals, local_totals, reduce
+from lightrft_core.protocols import World
+from torch import Tensor
+
+from lightrft_engines.training.exchange import Exchange
+from lightrft_engines.training.passes import Passes, trained_rows
+from lightrft_engines.training.roles import Role
+from lightrft_engines.training.stepsums import StepSums
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch to learn, and its weight."""
+
+    batch: Batch
+    coef: float
+
+    def losses(
+        self, role: Role, passes: Passes, exchange: Exchange, sums: StepSums, world: World
+    ) -> list[Callable[[], Tensor]]:
+        """Its loss in passes that fit; the metric `ptx_loss` is the mean without the weight."""
+        own = local_totals(self.batch)
+        tokens, sequences = world.sum([own.tokens, own.sequences])
+        totals = Totals(tokens, sequences)
+        share = exchange.share(self.batch, trained_rows(self.batch))
+        counted = sums if share.is_lead else None
+        parts = passes.parts(role.module, share.batch)
+        return [partial(self._loss, part, role, passes, totals, counted) for part in parts]
+
+    def _loss(self, part: Batch, role: Role, passes: Passes, totals: Totals, sums: StepSums | None) -> Tensor:
+        found = passes.forward(role, part, layout=passes.layout)
+        mask_BT = part.mask_BT.to(found.logprobs_BT.device)
+        share: Tensor = reduce(-found.logprobs_BT, mask_BT, "token_mean", totals)
+        if sums is not None:
+            sums.add({"ptx_loss": (share.detach(), mask_BT.sum() / max(totals.tokens, 1.0))})
+        return self.coef * share

@@ -1,0 +1,114 @@
+"""Every strategy takes on several ranks the steps of one process: same losses, same weights, wherever rows are."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from lightrft_core.data import LossOutput
+from lightrft_core.objective import Objective
+from lightrft_core.sections import CriticSection, OptimSection
+from lightrft_engines.config import TextConfig
+from lightrft_engines.text import TextAdapter
+
+from tests.engines.ranks import on_ranks
+
+OPTIM = OptimSection(lr=1e-2, eps=1e-3, max_grad_norm=0.5)
+OBJECTIVE = Objective(
+    lambda inputs: LossOutput(-(inputs.logprobs_BT - inputs.old_logprobs_BT).exp() * inputs.advantages_BT),
+    kl=lambda own_BT, ref_BT: (own_BT - ref_BT) ** 2,
+    kl_coef=0.1,
+    entropy_coef=0.01,
+)
+STRATEGIES = {
+    "single": ("single:SingleStrategy", "SingleConfig"),
+    "ddp": ("single:DDPStrategy", "DDPConfig"),
+    "fsdp2": ("fsdp2:Fsdp2Strategy", "Fsdp2Config"),
+}
+NUM_STEPS = 3
+
+
+def build(kit, folder, use, *, critic=None, needs=("ref_logprobs",), **options):
+    target, config = STRATEGIES[use]
+    module, name = target.split(":")
+    setup = kit.setup(folder, optim=OPTIM, critic=critic, needs=frozenset(needs))
+    setup.model = TextAdapter(TextConfig(path=str(folder)), setup)
+    strategy = getattr(import_module(f"lightrft_engines.training.{module}"), name)
+    return strategy(getattr(import_module("lightrft_engines.training.config"), config)(**options), setup), setup.model
+
+
+def batch_of(kit, adapter, seed):
+    batch = adapter.collate(kit.groups(seed))
+    draw = torch.Generator().manual_seed(seed)
+    batch.advantages_BT = torch.randn(len(batch), 1, generator=draw).expand(batch.mask_BT.shape).contiguous()
+    batch.returns_BT = batch.advantages_BT + 0.5
+    return batch
+
+
+def steps(kit, folder, use, rows, *, critic=None, **options):
+    """Losses and norms of some steps on this rank's rows, and the weights after them."""
+    strategy, adapter = build(kit, folder, use, critic=critic, **options)
+    found = []
+    for seed in range(NUM_STEPS):
+        batch = batch_of(kit, adapter, seed).rows(rows)
+        needs = {"old_logprobs", "ref_logprobs"} | ({"values"} if critic else set())
+        strategy.fill(batch, frozenset(needs))
+        stats = strategy.step(batch, OBJECTIVE)
+        found.append({name: pair[0] / pair[1] for name, pair in stats.metrics.items()} | {"norm": stats.grad_norm})
+    weights = {name: tensor.tolist() for name, tensor in strategy.weights()}
+    return found, weights, dict(strategy.fingerprint())
+
+
+def largest(found, expected) -> float:
+    return max(float((torch.tensor(found[name]) - torch.tensor(expected[name])).abs().max()) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def alone(kit, qwen_folder):
+    """What one process does on all rows."""
+    return steps(kit, qwen_folder, "single", list(range(8)))
+
+
+SHARES = {2: ([0, 1, 2, 5, 7], [3, 4, 6]), 4: ([0, 1, 2, 3], [], [4, 5], [6, 7])}  # uneven on purpose
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("single", {}),
+        ("single", {"balance": False, "packing": False}),
+        ("single", {"sequence_parallel": 2}),
+        ("ddp", {}),
+        ("ddp", {"micro_batch_size": 1}),
+        ("fsdp2", {}),
+        ("fsdp2", {"micro_batch_size": 1, "packing": False, "meta_init": False}),
+        ("fsdp2", {"checkpointing": True, "reshard_after_forward": False}),
+        ("fsdp2", {"shard_size": 2, "sequence_parallel": 2}),
+        ("fsdp2", {"cpu_offload": True}),
+    ],
+)
+def test_ranks_take_the_steps_of_one_process(kit, qwen_folder, tmp_path, alone, use, options, size):
+    losses, weights, prints = alone
+    results = on_ranks(lambda rank: steps(kit, qwen_folder, use, SHARES[size][rank], **options), size, tmp_path)
+    for found, trained, own_prints in results:
+        assert largest(trained, weights) <= 2e-6
+        assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]
+        assert own_prints == pytest.approx(prints, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("use", ["ddp", "fsdp2"])
+def test_a_process_alone_is_a_world_of_one(kit, qwen_folder, tmp_path, alone, use):
+    ((found, trained, _),) = on_ranks(lambda rank: steps(kit, qwen_folder, use, list(range(8))), 1, tmp_path)
+    assert largest(trained, alone[1]) <= 2e-6
+    assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in alone[0]]
+
+
+@pytest.mark.parametrize(("use", "options"), [("ddp", {}), ("fsdp2", {}), ("fsdp2", {"sequence_parallel": 2})])
+def test_a_critic_learns_beside_the_policy(kit, qwen_folder, tmp_path, use, options):
+    critic = CriticSection(lr=1e-2, eps=1e-3)
+    losses, weights, _ = steps(kit, qwen_folder, "single", list(range(8)), critic=critic)
+    for found, trained, _ in on_ranks(
+        lambda rank: steps(kit, qwen_folder, use, SHARES[2][rank], critic=critic, **options), 2, tmp_path
+    ):
+        assert largest(trained, weights) <= 2e-6
+        assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]
