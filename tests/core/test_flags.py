@@ -104,6 +104,12 @@ EFFECTS = {
     "min_p": ("0.05", {"sampler.min_p": 0.05}),
     "engine_type": ("hf", {"engine.use": "embedded"}),
     "bf16": ("", {"strategy.precision": "bf16"}),
+    "fsdp": ("", {"strategy.use": "fsdp2"}),
+    "fsdp_cpu_offload": ("--fsdp", {"strategy.cpu_offload": True}),
+    "use_mp_opt": ("--fsdp", {"strategy.master_weights": True}),
+    "initial_model_shard_size": ("2 --fsdp", {"strategy.shard_size": 2}),
+    "meta_init": ("--fsdp", {"strategy.meta_init": True}),
+    "sp_size": ("2", {"strategy.sequence_parallel": 2}),
     "gradient_checkpointing": ("", {"strategy.checkpointing": True}),
     "packing_samples": ("", {"strategy.packing": True}),
     "enable_ema": ("--ema_beta 0.99", {"strategy.ema": True, "strategy.ema_beta": 0.99}),
@@ -152,10 +158,6 @@ ERRORS = {
     "overlap_comm": ("", DEEPSPEED),
     "grad_accum_dtype": ("fp32", DEEPSPEED),
     "adam_offload": ("", DEEPSPEED),
-    "fsdp_cpu_offload": ("", FSDP),
-    "use_mp_opt": ("", FSDP),
-    "initial_model_shard_size": ("2", FSDP),
-    "meta_init": ("", FSDP),
     "fp16": ("", "--fp16 (strategy.precision): 'fp16' is not one of auto, fp32, bf16."),
     "gradient_checkpointing_use_reentrant": ("", "has no effect: checkpointing here is never re-entrant."),
     "ema_beta": ("0.99", "has no effect: strategy.ema is off, so no average is kept."),
@@ -330,6 +332,12 @@ def test_flags_for_the_clip_reach_the_loss_that_an_algorithm_brings(load_run):
 def test_a_flag_works_once_its_component_is_chosen(load_run):
     run = load_run(BASE, flags=("--advantage_estimator", "reinforce", "--gamma", "0.99"))
     assert (run.advantage.name, run.advantage.config.gamma) == ("reinforce", 0.99)
+
+
+@pytest.mark.parametrize("flag", ["--fsdp_cpu_offload", "--use_mp_opt", "--initial_model_shard_size 2", "--meta_init"])
+def test_flags_of_fsdp2_wait_for_it(run_problems, flag):
+    (text,) = run_problems(BASE, flags=flag.split())
+    assert FSDP in text
 
 
 def test_a_flag_without_a_run_file_is_enough(run_folder, plugins):

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 from lightrft_core.data import LossOutput
+from lightrft_core.errors import UserError
 from lightrft_core.objective import Objective
 from lightrft_core.sections import CriticSection, OptimSection
 from lightrft_engines.config import TextConfig
@@ -112,3 +113,17 @@ def test_a_critic_learns_beside_the_policy(kit, qwen_folder, tmp_path, use, opti
     ):
         assert largest(trained, weights) <= 2e-6
         assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]
+
+
+@pytest.mark.parametrize("option", ["activation_offload", "reference_offload"])
+def test_moving_memory_off_a_gpu_is_refused_on_a_cpu(kit, qwen_folder, option):
+    with pytest.raises(UserError, match=rf"strategy\.{option}: has no effect: the model is on the CPU"):
+        build(kit, qwen_folder, "single", **{option: True})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("option", ["activation_offload", "reference_offload"])
+def test_moving_memory_off_a_gpu_changes_no_number(kit, qwen_folder, option):
+    plain = steps(kit, qwen_folder, "single", list(range(8)), precision="fp32")
+    moved = steps(kit, qwen_folder, "single", list(range(8)), precision="fp32", **{option: True})
+    assert largest(moved[1], plain[1]) <= 1e-6

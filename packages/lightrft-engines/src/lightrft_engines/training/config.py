@@ -37,6 +37,10 @@ class TrainingConfig(Section):
     model's attention heads."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
+    activation_offload: bool = False
+    """Keep activations in the CPU's memory between forward and backward pass. For GPUs."""
+    reference_offload: bool = False
+    """Keep the reference of a KL in the CPU's memory while it does not compute. For GPUs."""
     ema: bool = False
     """Keep a moving average of the weights beside them, in fp32: `lightrft export --ema` writes it."""
     ema_beta: float = Field(default=0.992, ge=0, lt=1)

@@ -110,8 +110,7 @@ def _all_to_all(payloads: Sequence[bytes], device: torch.device) -> list[bytes]:
     outgoing = torch.frombuffer(joined, dtype=torch.uint8)[: int(sizes.sum())].to(device)
     incoming = outgoing.new_empty(int(coming.sum()))
     dist.all_to_all_single(incoming, outgoing, coming.tolist(), sizes.tolist())
-    received: list[list[int]] = [part.tolist() for part in incoming.cpu().split(coming.tolist())]
-    return [bytes(part) for part in received]
+    return [bytes(part.numpy()) for part in incoming.cpu().split(coming.tolist())]
 
 
 def _pack(batch: Batch) -> bytes:
@@ -127,8 +126,8 @@ def _pack(batch: Batch) -> bytes:
         "temperature": batch.temperature,
         "media": media,
     }
-    text = json.dumps(head).encode()
-    return len(text).to_bytes(HEAD_BYTES, "big") + text + safetensors.torch.save(tensors)
+    text, body = json.dumps(head).encode(), bytes(safetensors.torch.save(tensors))
+    return len(text).to_bytes(HEAD_BYTES, "big") + text + body
 
 
 def _unpack(payload: bytes) -> Batch:

@@ -6,7 +6,7 @@ up, not averaged: losses are shares of the whole step over all ranks.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +37,10 @@ class Shards:
     def __init__(self, call: Call, dtype: torch.dtype, mesh: "Meshes", master_weights: bool) -> None:
         self.module, self.dtype = call.module, dtype
         self._call, self._mesh, self._master_weights = call, mesh, master_weights
+
+    def awake(self) -> AbstractContextManager[None]:
+        """FSDP fetches what rests on the CPU by itself."""
+        return nullcontext()
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: the function's own
         """Through FSDP's hooks; afterwards weights are shards again."""
@@ -152,25 +156,26 @@ class Fsdp2Placement:
         self._config, self._device, self._dtype, self._world = config, place.device, place.dtype, place.world
         self._mesh, self._units = Meshes(place.device, place.world.size, config.shard_size), frozenset(units)
 
-    def place(self, source: Source, *, learns: bool) -> Placed:
+    def place(self, source: Source, *, learns: bool, sleeps: bool = False) -> Placed:
         """Shard it; with `meta_init` rank 0 alone reads the weights."""
+        on_cpu = sleeps or self._config.cpu_offload
         if self._config.meta_init and source.skeleton is not None and self._world.size > 1:
             loaded = source.load() if self._world.rank == 0 else None
-            call = self._sharded(source.skeleton(), learns)
-            call.to_empty(device="cpu" if self._config.cpu_offload else self._device)
+            call = self._sharded(source.skeleton(), learns, on_cpu)
+            call.to_empty(device="cpu" if on_cpu else self._device)
             self._hand_out(loaded, call.module)
         else:
-            call = self._sharded(source.load(), learns)
+            call = self._sharded(source.load(), learns, on_cpu)
         call.eval()
         return Shards(call, self._dtype, self._mesh, self._config.master_weights)
 
-    def _sharded(self, module: nn.Module, learns: bool) -> Call:
+    def _sharded(self, module: nn.Module, learns: bool, on_cpu: bool) -> Call:
         is_mixed = self._dtype != torch.float32
         cast_parameters(module, torch.float32 if self._config.master_weights else self._dtype)
         module.requires_grad_(learns)
         policy = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32) if is_mixed else None
         pins = self._device.type == "cuda"
-        offload = CPUOffloadPolicy(pin_memory=pins) if self._config.cpu_offload else OffloadPolicy()
+        offload = CPUOffloadPolicy(pin_memory=pins) if on_cpu else OffloadPolicy()
         options = {
             "mesh": self._mesh.device,
             "reshard_after_forward": self._config.reshard_after_forward,

@@ -4,6 +4,7 @@ A module computes only through `run`: sharded weights are whole inside of it and
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -38,6 +39,9 @@ class Placed(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Around calls of `run`: a module that sleeps on the CPU is on its device inside."""
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: the function's own
         """`function(module, *arguments)` with whole weights; it returns tensors, or a tuple of them and None."""
@@ -75,15 +79,29 @@ class Placement(Protocol):
     def serves_in_place(self) -> bool:
         """Whether an engine may generate with the policy module itself."""
 
-    def place(self, source: Source, *, learns: bool) -> Placed:
-        """Load a module and put it in its place; all ranks call it together."""
+    def place(self, source: Source, *, learns: bool, sleeps: bool = False) -> Placed:
+        """Load a module and put it in its place; all ranks call it together. One that `sleeps` rests on the CPU."""
 
 
 class Whole:
     """All weights on this rank's device."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World) -> None:
-        self.module, self.dtype, self._world = module, dtype, world
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, world: World, workplace: torch.device | None = None
+    ) -> None:
+        self.module, self.dtype, self._world, self._workplace = module, dtype, world, workplace
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Move it there and back, where it rests elsewhere."""
+        if self._workplace is None:
+            yield
+            return
+        self.module.to(self._workplace)
+        try:
+            yield
+        finally:
+            self.module.to("cpu")
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: the function's own
         """Simply call it."""
@@ -169,13 +187,15 @@ class Replicas:
         """The module is an ordinary one."""
         return True
 
-    def place(self, source: Source, *, learns: bool) -> Placed:
+    def place(self, source: Source, *, learns: bool, sleeps: bool = False) -> Placed:
         """Cast and move it."""
         module = source.load()
         cast_parameters(module, self.dtype)
-        module = module.to(self.device).eval().requires_grad_(learns)
+        module = module.eval().requires_grad_(learns)
+        if sleeps:
+            return Whole(module, self.dtype, self.world, self.device)
         kind = Bucketed if self.overlaps and learns else Whole
-        return kind(module, self.dtype, self.world)
+        return kind(module.to(self.device), self.dtype, self.world)
 
 
 def _sum_over_ranks(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:

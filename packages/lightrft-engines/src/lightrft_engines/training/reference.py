@@ -1,6 +1,7 @@
 """The reference that a KL is measured against: the start model, or the policy of some steps ago."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,10 @@ class Reference:
     def module(self) -> nn.Module:
         """The module; outside of `run` its parameters may be shards."""
         return self._placed.module
+
+    def awake(self) -> AbstractContextManager[None]:
+        """See `placed.Placed.awake`."""
+        return self._placed.awake()
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: the function's own
         """See `placed.Placed.run`."""

@@ -1,13 +1,16 @@
 """A module that learns: its optimizer, its schedule, its files in a checkpoint. Policy and critic are alike in this."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from lightrft_core.protocols import World
 from lightrft_core.sections import LearningSection
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 
 from lightrft_engines.training.checkpointing import Checkpointing
 from lightrft_engines.training.files import read_folder, write_folder
@@ -82,15 +85,22 @@ class Role(Protocol):
         """Go on from there, exactly."""
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How activations are kept from forward to backward pass."""
+
+    checkpointing: bool
+    activation_offload: bool
+
+
 class TrainedRole:
     """`Role` of a placed module and an optimizer of ours; `num_steps` are the updates of the whole run."""
 
-    def __init__(
-        self, placed: Placed, section: LearningSection, num_steps: int, world: World, *, checkpointing: bool
-    ) -> None:
+    def __init__(self, placed: Placed, section: LearningSection, num_steps: int, world: World, memory: Memory) -> None:
         self.placed, self.steps_done = placed, 0
         self._section, self._num_steps, self._world = section, num_steps, world
-        self._checkpointing = Checkpointing(placed.module, checkpointing)
+        self._checkpointing = Checkpointing(placed.module, memory.checkpointing)
+        self._saving = partial(save_on_cpu, pin_memory=True) if memory.activation_offload else nullcontext
         names, own = placed.trained(), placed.own()
         masters = [placed.master(name) for name in names]
         self._optimizer = Optimizer(names, [own[name] for name in names], masters, section)
@@ -113,7 +123,7 @@ class TrainedRole:
     def gather(self, passes: Sequence[Callable[[], Tensor]]) -> float:
         """See `Role.gather`."""
         self._gradients.begin()
-        with self._checkpointing:
+        with self._checkpointing, self._saving():
             for number, forward in enumerate(passes, 1):
                 with self._gradients.passing(is_last=number == len(passes)):
                     forward().backward()

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup, World
 from lightrft_core.sections import LearningSection
 
 from lightrft_engines.training.config import DDPConfig, SingleConfig, TrainingConfig
 from lightrft_engines.training.placed import Placed, Placement, Replicas, Source
 from lightrft_engines.training.placement import choose_device, choose_dtype
-from lightrft_engines.training.roles import Role, TrainedRole
+from lightrft_engines.training.roles import Memory, Role, TrainedRole
 from lightrft_engines.training.strategy import TorchStrategy
 from lightrft_engines.world import open_world, require_group
 
@@ -47,6 +48,7 @@ def start(config: TrainingConfig, setup: Setup) -> Place:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
+    _refuse_idle(config, device)
     world = setup.world if setup.world.size > 1 else open_world(device)
     return Place(device, choose_dtype(config.precision, device), world)
 
@@ -59,12 +61,14 @@ class PlacedBackend:
     device: torch.device
     dtype: torch.dtype
     placement: Placement
-    checkpointing: bool
+    memory: Memory
+    reference_offload: bool
 
     @classmethod
     def of(cls, config: TrainingConfig, place: Place, placement: Placement) -> "PlacedBackend":
         """For a started strategy."""
-        return cls(place.world, place.device, place.dtype, placement, config.checkpointing)
+        memory = Memory(config.checkpointing, config.activation_offload)
+        return cls(place.world, place.device, place.dtype, placement, memory, config.reference_offload)
 
     @property
     def lockstep(self) -> bool:
@@ -79,8 +83,18 @@ class PlacedBackend:
     def trained(self, source: Source, section: LearningSection, num_steps: int) -> Role:
         """Placed, with an optimizer."""
         placed = self.placement.place(source, learns=True)
-        return TrainedRole(placed, section, num_steps, self.world, checkpointing=self.checkpointing)
+        return TrainedRole(placed, section, num_steps, self.world, self.memory)
 
     def frozen(self, source: Source) -> Placed:
-        """Placed."""
-        return self.placement.place(source, learns=False)
+        """Placed; on the CPU between its calls where that was asked for."""
+        return self.placement.place(source, learns=False, sleeps=self.reference_offload)
+
+
+def _refuse_idle(config: TrainingConfig, device: torch.device) -> None:
+    """What moves memory from a GPU to the CPU does nothing on a CPU."""
+    if device.type != "cpu":
+        return
+    for name in ("activation_offload", "reference_offload"):
+        if getattr(config, name):
+            where, hint = f"strategy.{name}", "It is for GPUs: leave it out."
+            raise UserError("has no effect: the model is on the CPU.", where=where, hint=hint)

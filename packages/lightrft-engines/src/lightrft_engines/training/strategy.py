@@ -7,6 +7,7 @@ so how rows are cut and where they live cannot change the update. A critic learn
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
@@ -134,7 +135,9 @@ class TorchStrategy:
             if found.entropy_BT is not None:
                 batch.entropy_BT = share.home(found.entropy_BT)
         if "ref_logprobs" in needs:
-            found = self._passes.logprobs(self._require_reference(), share.batch, self._passes.layout, False)
+            reference = self._require_reference()
+            with reference.awake():
+                found = self._passes.logprobs(reference, share.batch, self._passes.layout, False)
             batch.ref_logprobs_BT = share.home(found.logprobs_BT)
 
     def logprobs(self, batch: Batch, *, role: str = "policy", layout: Layout = "auto") -> LogProbs:
@@ -143,7 +146,9 @@ class TorchStrategy:
         if role not in runners:
             raise ValueError(f"no role {role!r}; this run has {', '.join(runners)}")
         share = self._exchange.share(batch, range(len(batch)))
-        found = self._passes.logprobs(runners[role], share.batch, layout, True)
+        awake = self._reference.awake() if role == "reference" and self._reference is not None else nullcontext()
+        with awake:
+            found = self._passes.logprobs(runners[role], share.batch, layout, True)
         entropy_BT = None if found.entropy_BT is None else share.home(found.entropy_BT)
         return LogProbs(share.home(found.logprobs_BT), entropy_BT)
 
