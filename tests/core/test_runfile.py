@@ -108,6 +108,13 @@ def test_another_component_by_override_keeps_what_the_file_says_of_the_whole_kin
     assert "run.yaml:9:8: advantage.std goes with group_norm, which --set replaces by rloo" in caplog.text
 
 
+def test_another_strategy_by_override_keeps_the_options_that_both_have(load_run, caplog):
+    text = NO_BUNDLE + "strategy: {use: fsdp2, micro_batch_size: 3, shard_size: 2}\n"
+    run = load_run(text, sets=("strategy.use=ddp",))
+    assert (run.strategy.name, run.strategy.config.micro_batch_size) == ("ddp", 3)
+    assert "strategy.shard_size goes with fsdp2, which --set replaces by ddp" in caplog.text
+
+
 def test_options_given_with_a_new_component_stay_whatever_their_order(load_run):
     run = load_run(NO_BUNDLE, sets=("correction.cap=3", "correction.use=tis"))
     assert run.correction.config.cap == 3
@@ -380,7 +387,7 @@ def test_what_must_be_given_is_asked_for_with_its_flag(run_problems):
 IDLE = {
     "loss: {token_budget: 5}": "loss.token_budget: has no effect: only loss.aggregation seq_mean_token_sum_norm",
     "kl: {horizon: 10}": "kl.horizon: has no effect: the weight is steered only where kl.target is set.",
-    "optim: {min_lr_ratio: 0.2}": "optim.min_lr_ratio: has no effect: optim.schedule is constant. Did you mean",
+    "optim: {min_lr_ratio: 0.2}": "optim.min_lr_ratio: has no effect: schedule is constant. Did you mean",
     "optim: {warmup_ratio: 0.2, warmup_steps: 3}": "optim.warmup_ratio: has no effect: optim.warmup_steps is set.",
     "run: {steps: 2, episodes: 2}": "run.episodes: has no effect: run.steps is set. Give one of the two.",
     "evaluation: {every: 5}": "evaluation.every: has no effect: there is no evaluation.task.",
@@ -415,7 +422,7 @@ def test_a_recipe_is_found_by_name_and_a_file_by_path(run_folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("quikstart", "quickstart"), ("rn.yaml", "run.yaml"), ("gsm8k", "gsm8k_grpo")]
+    ("name", "near"), [("quikstart", "quickstart"), ("rn.yaml", "run.yaml"), ("gsm8k_grop", "gsm8k_grpo")]
 )
 def test_a_missing_recipe_says_what_was_meant(run_folder, name, near):
     with pytest.raises(UserError) as caught:

@@ -86,6 +86,7 @@ SHARES = {2: ([0, 1, 2, 5, 7], [3, 4, 6]), 4: ([0, 1, 2, 3], [], [4, 5], [6, 7])
         ("fsdp2", {"checkpointing": True, "reshard_after_forward": False}),
         ("fsdp2", {"shard_size": 2, "sequence_parallel": 2}),
         ("fsdp2", {"cpu_offload": True}),
+        ("fsdp2", {"tensor_parallel": 2}),
     ],
 )
 def test_ranks_take_the_steps_of_one_process(kit, qwen_folder, tmp_path, alone, use, options, size):

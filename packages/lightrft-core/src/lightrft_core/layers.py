@@ -4,16 +4,19 @@ Where a later layer names another `use` than an earlier one, the earlier one's o
 user's own file said about options that every component of the kind has stays. Lists replace earlier lists.
 """
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from lightrft_core.descriptors import Algorithm
+from lightrft_core.descriptors import Algorithm, Component
 from lightrft_core.errors import UserError
 from lightrft_core.kinds import BY_SECTION, KINDS, Kind
 from lightrft_core.nodes import Node, Origin, from_plain
 from lightrft_core.overrides import Override, apply, section_of, split_key
 from lightrft_core.plugins import Plugins
+from lightrft_core.sections import Section
 from lightrft_core.validation import KeyProblem
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def merge_layers(file: Node, overrides: Sequence[Override], plugins: Plugins, pr
     rest = [override for override in overrides if not _names_algorithm(override)]
     for override in sorted(rest, key=_is_detail):  # `loss.use` before the options of the loss that it names
         try:
-            _apply(tree, override)
+            _apply(tree, override, plugins)
         except UserError as problem:
             problems.append(problem)
     return tree
@@ -192,30 +195,31 @@ def _is_detail(override: Override) -> bool:
     return not (override.key in BY_SECTION or override.key.endswith(".use"))
 
 
-def _apply(tree: Node, override: Override) -> None:
+def _apply(tree: Node, override: Override, plugins: Plugins | None = None) -> None:
     kind = BY_SECTION.get(section_of(override))
     steps = split_key(override)
     if kind is not None and kind.count != "many" and steps[1:] in ([], ["use"]) and isinstance(override.value, str):
         if kind.count == "optional" and override.value in OFF:
             tree.fields()[kind.section] = Node(None, override.origin)
         else:
-            _switch(tree, kind, override)
+            _switch(tree, kind, override, plugins)
         return
     apply(tree, override)
     if len(steps) == 1 or override.key == "evaluation.task":
         expand_shorthand(tree)
 
 
-def _switch(tree: Node, kind: Kind, override: Override) -> None:
-    """Name another component for a section: only what the user said about options of the whole kind stays."""
+def _switch(tree: Node, kind: Kind, override: Override, plugins: Plugins | None) -> None:
+    """Name another component for a section: only what the user said about options that both have stays."""
     below = tree.fields().get(kind.section)
     use = Node(override.value, override.origin)
     if below is None or not isinstance(below.value, dict):
         tree.fields()[kind.section] = Node({"use": use}, override.origin)
         return
     if override.value != _use(below, kind):
+        shared = _shared_options(kind, _use(below, kind), str(override.value), plugins)
         for name, node in list(below.value.items()):
-            if name == "use" or (node.origin.layer == "file" and name in kind.config_base.model_fields):
+            if name == "use" or (node.origin.layer == "file" and name in shared):
                 continue
             del below.value[name]
             if node.origin.layer == "file":
@@ -224,6 +228,22 @@ def _switch(tree: Node, kind: Kind, override: Override) -> None:
                     node.origin.position, kind.section, name, _use(below, kind), override.source, override.value,
                 )  # fmt: skip
     below.value["use"] = use
+
+
+def _shared_options(kind: Kind, old: str | None, new: str, plugins: Plugins | None) -> set[str]:
+    """Options of the whole kind, and those that both components have from one class: one meaning, not just one word."""
+    shared = set(kind.config_base.model_fields)
+    offers = {offer.descriptor.name: offer.descriptor for offer in plugins.offers(kind.name)} if plugins else {}
+    found = [offers.get(name or "") for name in (old, new)]
+    if plugins is None or not all(isinstance(item, Component) for item in found):
+        return shared
+    configs = [plugins.config_class(kind.name, cast(Component, item)) for item in found]
+    owners = [{field: _owner(config, field) for field in config.model_fields} for config in configs]
+    return shared | {field for field, owner in owners[0].items() if owners[1].get(field) is owner}
+
+
+def _owner(config: type[Section], field: str) -> type:
+    return next(parent for parent in config.__mro__ if field in inspect.get_annotations(parent))
 
 
 def tree_of(overrides: Sequence[Override]) -> Node:

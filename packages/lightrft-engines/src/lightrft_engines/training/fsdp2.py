@@ -11,21 +11,22 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightrft_engines.training.config import Fsdp2Config
-from lightrft_engines.training.gradients import Gradients, squares
+from lightrft_engines.training.gradients import Gradients, gradient_of, squares
+from lightrft_engines.training.meshes import Meshes
 from lightrft_engines.training.optimizer import master_of
 from lightrft_engines.training.placed import Call, Placed, Source
 from lightrft_engines.training.placement import cast_parameters
 from lightrft_engines.training.single import Place, PlacedBackend, start
 from lightrft_engines.training.strategy import TorchStrategy
+from lightrft_engines.training.tensor_parallel import split_layers
 from lightrft_engines.world import require_group
 
 Result = TypeVar("Result")
@@ -34,9 +35,9 @@ Result = TypeVar("Result")
 class Shards:
     """`placed.Placed` over the ranks of a mesh."""
 
-    def __init__(self, call: Call, dtype: torch.dtype, mesh: "Meshes", master_weights: bool) -> None:
+    def __init__(self, call: Call, dtype: torch.dtype, meshes: Meshes, master_weights: bool) -> None:
         self.module, self.dtype = call.module, dtype
-        self._call, self._mesh, self._master_weights = call, mesh, master_weights
+        self._call, self._meshes, self._master_weights = call, meshes, master_weights
 
     def awake(self) -> AbstractContextManager[None]:
         """FSDP fetches what rests on the CPU by itself."""
@@ -64,28 +65,21 @@ class Shards:
 
     def gradients(self, names: Sequence[str], masters: Sequence[Tensor]) -> Gradients:
         """Reduced and scattered in every pass."""
-        return ShardGradients([self.module.get_parameter(name) for name in names], masters, self._mesh)
+        return ShardGradients([self.module.get_parameter(name) for name in names], masters, self._meshes)
 
     def whole(self, name: str, own: Tensor) -> Tensor:
         """Gathered from all ranks."""
-        return self._spread(name, own, self._mesh.device).full_tensor()
+        parameter = self.module.get_parameter(name)
+        return _spread(own.to(self._meshes.device_type), parameter, parameter.device_mesh).full_tensor()
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This rank's shard of it."""
-        parameter = self.module.get_parameter(name)
-        replicated = DTensor.from_local(whole, self._mesh.device, run_check=False)
-        return replicated.redistribute(placements=parameter.placements).to_local()
+        return shard_of(whole, self.module.get_parameter(name))
 
     def filed(self, name: str, own: Tensor) -> Tensor:
         """A DTensor of CPU shards."""
-        return self._spread(name, own.cpu(), self._mesh.cpu)
-
-    def _spread(self, name: str, own: Tensor, mesh: DeviceMesh) -> DTensor:
         parameter = self.module.get_parameter(name)
-        local = own.to(mesh.device_type)
-        return DTensor.from_local(
-            local, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-        )
+        return _spread(own.cpu(), parameter, self._meshes.on_cpu(parameter.device_mesh))
 
     def _parameters(self) -> Iterator[tuple[str, DTensor]]:
         yield from self.module.named_parameters()
@@ -94,8 +88,8 @@ class Shards:
 class ShardGradients:
     """`gradients.Gradients` of shards."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], masters: Sequence[Tensor], mesh: "Meshes") -> None:
-        self._parameters, self._masters, self._mesh = parameters, masters, mesh
+    def __init__(self, parameters: Sequence[nn.Parameter], masters: Sequence[Tensor], meshes: Meshes) -> None:
+        self._parameters, self._masters, self._meshes = parameters, masters, meshes
         self.tensors: Sequence[Tensor] = []
 
     def begin(self) -> None:
@@ -113,37 +107,21 @@ class ShardGradients:
     def reduce(self) -> None:
         """Done already; in the type of the masters."""
         grads = [None if item.grad is None else item.grad.to_local() for item in self._parameters]
-        pairs = zip(grads, self._masters, strict=True)
-        self.tensors = [torch.zeros_like(master) if grad is None else grad.to(master) for grad, master in pairs]
+        triples = zip(self._parameters, grads, self._masters, strict=True)
+        self.tensors = [gradient_of(item.to_local(), grad, master.dtype) for item, grad, master in triples]
 
     def norm(self) -> float:
-        """Shards of one copy add up; copies are equal."""
-        total = torch.tensor([squares(self.tensors)], dtype=torch.float64, device=self._mesh.device.device_type)
-        dist.all_reduce(total, group=self._mesh.one_copy)
-        return math.sqrt(float(total))
+        """Shards of one copy add up; copies are equal, and so are what tensor ranks hold whole."""
+        is_split = ["tensor" in item.device_mesh.mesh_dim_names for item in self._parameters]
+        pairs = list(zip(self.tensors, is_split, strict=True))
+        whole, split = (squares([tensor for tensor, own in pairs if own is kind]) for kind in (False, True))
+        return math.sqrt(self._meshes.sum_over_copy(whole, split))
 
     def end(self) -> None:
         """Free them."""
         self.tensors = []
         for parameter in self._parameters:
             parameter.grad = None
-
-
-class Meshes:
-    """The ranks as copies x shards, once for computing and once on the CPU, for files."""
-
-    def __init__(self, device: torch.device, size: int, shard_size: int | None) -> None:
-        per_copy = shard_size or size
-        if size % per_copy:
-            raise UserError(
-                f"{per_copy} ranks cannot share a copy: it does not divide the {size} ranks of this run.",
-                where="strategy.shard_size",
-                hint=f"Choose a divisor of {size}, or leave it out.",
-            )
-        shape = (size // per_copy, per_copy)
-        self.device = _mesh(device.type, shape)
-        self.cpu = self.device if device.type == "cpu" else _mesh("cpu", shape)
-        self.one_copy = self.device.get_group("shard")
 
 
 class Fsdp2Placement:
@@ -154,7 +132,8 @@ class Fsdp2Placement:
 
     def __init__(self, config: Fsdp2Config, place: Place, units: Collection[str]) -> None:
         self._config, self._device, self._dtype, self._world = config, place.device, place.dtype, place.world
-        self._mesh, self._units = Meshes(place.device, place.world.size, config.shard_size), frozenset(units)
+        self._units = frozenset(units)
+        self._meshes = Meshes(place.device, place.world.size, config.shard_size, config.tensor_parallel)
 
     def place(self, source: Source, *, learns: bool, sleeps: bool = False) -> Placed:
         """Shard it; with `meta_init` rank 0 alone reads the weights."""
@@ -167,7 +146,7 @@ class Fsdp2Placement:
         else:
             call = self._sharded(source.load(), learns, on_cpu)
         call.eval()
-        return Shards(call, self._dtype, self._mesh, self._config.master_weights)
+        return Shards(call, self._dtype, self._meshes, self._config.master_weights)
 
     def _sharded(self, module: nn.Module, learns: bool, on_cpu: bool) -> Call:
         is_mixed = self._dtype != torch.float32
@@ -177,11 +156,13 @@ class Fsdp2Placement:
         pins = self._device.type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=pins) if on_cpu else OffloadPolicy()
         options = {
-            "mesh": self._mesh.device,
+            "mesh": self._meshes.data,
             "reshard_after_forward": self._config.reshard_after_forward,
             "mp_policy": policy or MixedPrecisionPolicy(),
             "offload_policy": offload,
         }
+        if self._meshes.tensor_size > 1:
+            split_layers(module, self._meshes.tensor)
         call = Call(module)
         for block in shard_units(module, self._units):
             _by_sum(fully_shard(block, **options))
@@ -195,8 +176,8 @@ class Fsdp2Placement:
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 whole = self._like(parameter, weights.get(name))
-                spread = distribute_tensor(whole, self._mesh.device, parameter.placements)
-                parameter.to_local().copy_(spread.to_local())
+                dist.broadcast(whole, 0)
+                parameter.to_local().copy_(shard_of(whole, parameter))
             for name, buffer in module.named_buffers():
                 whole = self._like(buffer, buffers.get(name))
                 dist.broadcast(whole, 0)
@@ -219,6 +200,25 @@ def shard_units(module: nn.Module, names: Collection[str] = ()) -> list[nn.Modul
     return blocks[::-1] or _longest_list(module)
 
 
+def shard_of(whole: Tensor, like: DTensor) -> Tensor:
+    """This rank's shard of a tensor that every rank has whole, as `like` is sharded: innermost ranks first."""
+    mesh = like.device_mesh
+    for axis in reversed(range(mesh.ndim)):
+        placement = like.placements[axis]
+        if not placement.is_replicate():  # a shard, or a strided one where tensor ranks split the same dimension
+            size = -(-whole.shape[placement.dim] // mesh.size(axis))
+            start = min(mesh.get_local_rank(axis) * size, whole.shape[placement.dim])
+            whole = whole.narrow(placement.dim, start, min(size, whole.shape[placement.dim] - start))
+    return whole
+
+
+def _spread(own: Tensor, like: DTensor, mesh: DeviceMesh) -> DTensor:
+    """This rank's part of a whole that lies as `like` does; its rows may be of another length."""
+    is_alike = own.shape == like.to_local().shape
+    whole = torch.empty(like.shape if is_alike else (like.shape[0], *own.shape[1:]), device="meta")
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=whole.shape, stride=whole.stride())
+
+
 def _longest_list(module: nn.Module) -> list[nn.Module]:
     lists = [list(part) for part in module.modules() if isinstance(part, nn.ModuleList)]
     return max(lists, key=len, default=[])
@@ -229,11 +229,6 @@ def _by_sum(module: FSDPModule) -> None:
     module.set_force_sum_reduction_for_comms(True)
 
 
-def _mesh(device_type: str, shape: tuple[int, int]) -> DeviceMesh:
-    mesh = init_device_mesh(device_type, shape, mesh_dim_names=("copy", "shard"))
-    return mesh if shape[0] > 1 else mesh["shard"]
-
-
 class Fsdp2Strategy(TorchStrategy):
     """Sharded over the ranks by FSDP2."""
 
@@ -241,4 +236,4 @@ class Fsdp2Strategy(TorchStrategy):
         place = start(config, setup)
         require_group(place.device)
         placement = Fsdp2Placement(config, place, setup.shard_units)
-        super().__init__(config, setup, PlacedBackend.of(config, place, placement))
+        super().__init__(config, setup, PlacedBackend.of(config, place, placement), config.tensor_parallel)

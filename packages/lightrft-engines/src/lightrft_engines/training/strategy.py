@@ -30,7 +30,7 @@ from lightrft_engines.training.config import TrainingConfig
 from lightrft_engines.training.critic import Critic
 from lightrft_engines.training.exchange import Exchange
 from lightrft_engines.training.passes import Passes, on_device, required, spare_row, trained_rows
-from lightrft_engines.training.placed import Placed, Source
+from lightrft_engines.training.placed import Frozen, Source
 from lightrft_engines.training.reference import Reference
 from lightrft_engines.training.roles import Role
 from lightrft_engines.training.stepsums import StepSums
@@ -66,18 +66,18 @@ class Backend(Protocol):
     def trained(self, source: Source, section: LearningSection, num_steps: int) -> Role:
         """A module that learns, in its place."""
 
-    def frozen(self, source: Source) -> Placed:
+    def frozen(self, source: Source) -> Frozen:
         """A module that does not."""
 
 
 class TorchStrategy:
-    """`protocols.Strategy` on torch.distributed."""
+    """`protocols.Strategy` on torch.distributed; `tensor_parallel` neighbours of its ranks compute the same rows."""
 
-    def __init__(self, config: TrainingConfig, setup: Setup, backend: Backend) -> None:
+    def __init__(self, config: TrainingConfig, setup: Setup, backend: Backend, tensor_parallel: int = 1) -> None:
         self._config, self._backend = config, backend
         self._adapter = setup.require_model()
         self._sequence = _sequence_ranks(config, self._adapter, backend.world)
-        width = config.sequence_parallel
+        width = config.sequence_parallel * tensor_parallel
         self._exchange = Exchange(backend.world, backend.device, width=width, balance=config.balance)
         self._passes = Passes(self._adapter, config, backend.device, backend.world, backend.lockstep, self._sequence)
         torch.manual_seed(seed_for(setup.run.seed, "torch", self.world.rank))  # for parts that draw without a seed
@@ -270,7 +270,7 @@ class TorchStrategy:
             raise ValueError("this run has no reference")
         return self._reference
 
-    def _place_reference(self) -> Placed:
+    def _place_reference(self) -> Frozen:
         placed = self._backend.frozen(source_of(self._adapter, "reference"))
         self._passes.prepare(placed)
         return placed
