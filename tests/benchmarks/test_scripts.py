@@ -21,7 +21,7 @@ def run(script, *words):
     )
 
 
-@pytest.mark.parametrize("script", ["rollout.py", "step.py", "learning.py"])
+@pytest.mark.parametrize("script", ["rollout.py", "step.py", "learning.py", "train.py"])
 def test_it_explains_its_options(script):
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -36,3 +36,14 @@ def test_rollouts_are_measured_against_generate(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["engine"] for row in rows] == ["generate", "embedded"]
     assert all(row["tokens"] == 8 * 32 for row in rows)
+
+
+@pytest.mark.slow
+def test_cuts_of_a_batch_have_one_gradient_and_strategies_are_timed(tmp_path):
+    out = tmp_path / "train.json"
+    words = ("--tiny", "--groups", "2", "--repeats", "1", "--parts", "layouts,ranks", "--json", str(out))
+    done = run("train.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert max(row["gradient_off_by"] for row in found["layouts"]) < 1e-5
+    assert [row["strategy"] for row in found["ranks"]][:3] == ["single", "ddp", "fsdp2"]

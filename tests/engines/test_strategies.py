@@ -28,10 +28,10 @@ STRATEGIES = {
 NUM_STEPS = 3
 
 
-def build(kit, folder, use, *, critic=None, needs=("ref_logprobs",), **options):
+def build(kit, folder, use, *, critic=None, needs=("ref_logprobs",), optim=OPTIM, **options):
     target, config = STRATEGIES[use]
     module, name = target.split(":")
-    setup = kit.setup(folder, optim=OPTIM, critic=critic, needs=frozenset(needs))
+    setup = kit.setup(folder, optim=optim, critic=critic, needs=frozenset(needs))
     setup.model = TextAdapter(TextConfig(path=str(folder)), setup)
     strategy = getattr(import_module(f"lightrft_engines.training.{module}"), name)
     return strategy(getattr(import_module("lightrft_engines.training.config"), config)(**options), setup), setup.model
@@ -128,3 +128,13 @@ def test_moving_memory_off_a_gpu_changes_no_number(kit, qwen_folder, option):
     plain = steps(kit, qwen_folder, "single", list(range(8)), precision="fp32")
     moved = steps(kit, qwen_folder, "single", list(range(8)), precision="fp32", **{option: True})
     assert largest(moved[1], plain[1]) <= 1e-6
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_tensor_ranks_split_the_vocabulary_where_they_divide_it(kit, tmp_path, is_tied):
+    folder = kit.folder(tmp_path / "model", vocab_size=98, tie_word_embeddings=is_tied)
+    losses, weights, _ = steps(kit, folder, "single", list(range(8)))
+    results = on_ranks(lambda rank: steps(kit, folder, "fsdp2", SHARES[4][rank], tensor_parallel=2), 4, tmp_path)
+    for found, trained, _ in results:
+        assert largest(trained, weights) <= 2e-6
+        assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]

@@ -3,46 +3,69 @@
     log p(y | h) = z_y - log sum_v exp z_v,   z = (W h + b) / temperature
     entropy      = log sum_v exp z_v - sum_v p_v z_v
 
-Logits exist for one chunk of tokens at a time, and are computed once more in the backward pass: on a CPU that costs no
-more than writing and reading all of them. Letters: N tokens, C of a chunk, D hidden, V vocabulary.
+Logits exist for one tile at a time, some tokens by a part of the vocabulary, and are computed once more in the backward
+pass. The vocabulary is the outer loop there: a part's weight gradient is complete before the next part begins, so that
+it is written once, in the weight's own numbers.
 """
 
-from typing import Any
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-CPU_BYTES, GPU_BYTES = 4 << 20, 128 << 20  # of logits, where no chunk is given: on CPUs what their caches hold
-MIN_CHUNK = 128  # fewer tokens would read a large head's weight more often than they use it
+from lightrft_engines.head_shards import Head, VocabShard
+from lightrft_engines.head_tiles import Cut, Slopes, Tiles, Totals, accurate, gradient_of, parts, totals_of
+
+if TYPE_CHECKING:
+    from lightrft_engines.head_kernels import KernelTiles
+
+# Measured: with tiles of this size a CPU takes a few percent more than the matrix products alone.
+CPU_TOKENS, CPU_TILE = 2048, 2 << 20
+GPU_TOKENS, GPU_TILE = 8192, 32 << 20
+MAX_COLUMNS, GRAIN = 8192, 128
 
 
 def token_logprobs(
     hidden_ND: Tensor,
-    head: nn.Linear,
+    head: Head,
     targets_N: Tensor,
     temperature: float,
     *,
     entropy: bool = False,
     chunk: int | None = None,
+    shard: VocabShard | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target, and the entropy where asked for: [N], in fp32 (fp64 for an fp64 model).
 
     Both carry gradients to hidden states, weight and bias. `chunk` is the number of tokens whose logits exist at one
-    time; by default as many as fit into a few MiB on a CPU, 128 MiB on a GPU.
+    time, by default at most 2048 on a CPU and 8192 on a GPU; the fewer they are, the more of the vocabulary goes at
+    once. With `shard`, `head` holds this rank's rows, and every rank gets the whole vocabulary's result. A target
+    outside the vocabulary has the log-probability -inf.
     """
-    logprobs_N, entropy_N = _TokenLogProbs.apply(
-        hidden_ND, head.weight, head.bias, targets_N, temperature, entropy, chunk or _default_chunk(head.weight)
-    )
+    cut = _cut(head.weight, len(targets_N), chunk)
+    options = _Options(temperature, entropy, cut, shard)
+    logprobs_N, entropy_N = _TokenLogProbs.apply(hidden_ND, head.weight, head.bias, targets_N, options)
     return logprobs_N, entropy_N
 
 
 def logprobs_of_logits(
     logits_NV: Tensor, targets_N: Tensor, temperature: float, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The same from logits that a model computed in its own way."""
-    logp_NV = (logits_NV.to(_accurate(logits_NV.dtype)) / temperature).log_softmax(-1)
-    logprobs_N = logp_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-    return logprobs_N, -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
+    """The same from logits that a model computed in its own way; beside them only their gradient is ever as large."""
+    logprobs_N, entropy_N = _LogitLogProbs.apply(logits_NV, targets_N, temperature, entropy)
+    return logprobs_N, entropy_N
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    temperature: float
+    entropy: bool
+    cut: Cut
+    shard: VocabShard | None
 
 
 class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy does not follow torch
@@ -53,117 +76,156 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy doe
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
-        temperature: float,
-        entropy: bool,
-        chunk: int,
+        options: _Options,
     ) -> tuple[Tensor, Tensor | None]:
-        logprobs_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=_accurate(weight_VD.dtype))
-        logsum_N = torch.empty_like(logprobs_N)
-        entropy_N = torch.empty_like(logprobs_N) if entropy else None
-        head = _Head(weight_VD, bias_V, temperature, min(chunk, len(targets_N)))
-        for part in _parts(len(targets_N), chunk):
-            logits_CV, spare_CV = head.logits(hidden_ND[part])
-            top_C1 = logits_CV.amax(-1, keepdim=True)
-            logits_CV -= top_C1
-            odds_CV = torch.exp(logits_CV, out=spare_CV)
-            sum_C = odds_CV.sum(-1)
-            log_sum_C = sum_C.log()
-            logprobs_N[part] = logits_CV.gather(-1, targets_N[part, None]).squeeze(-1) - log_sum_C
-            logsum_N[part] = log_sum_C + top_C1.squeeze(-1)
-            if entropy_N is not None:
-                entropy_N[part] = log_sum_C - odds_CV.mul_(logits_CV).sum(-1) / sum_C
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, logsum_N, entropy_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        own_N = targets_N if options.shard is None else targets_N - options.shard.first
+        totals = _tiles(weight_VD, bias_V, options).totals(hidden_ND, own_N, entropy=options.entropy)
+        if options.shard is not None:
+            totals = options.shard.merged(totals)
+        logprobs_N, entropy_N, logsum_N = _results(totals, options.entropy)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, own_N, logsum_N, entropy_N)
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return logprobs_N, entropy_N
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # the same
     def backward(
         ctx: Any,  # Any: autograd's context
         grad_N: Tensor | None,
         grad_entropy_N: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N, logsum_N, entropy_N = ctx.saved_tensors
+        options: _Options = ctx.options
+        slopes = _slopes(grad_N, grad_entropy_N, logsum_N, entropy_N, options.temperature)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=logsum_N.dtype) if needs_weight else None
+        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=logsum_N.dtype) if needs_hidden else None
+        grad_weight_VD = torch.empty_like(weight_VD) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=logsum_N.dtype) if needs_bias else None
-        head = _Head(weight_VD, bias_V, ctx.temperature, min(ctx.chunk, len(targets_N)))
-        for part in _parts(len(targets_N), ctx.chunk):
-            logits_CV, spare_CV = head.logits(hidden_ND[part])
-            logits_CV -= logsum_N[part, None]
-            entropies = None if grad_entropy_N is None else (grad_entropy_N[part], entropy_N[part])
-            grad_CV = _logit_gradient(logits_CV, spare_CV, targets_N[part], _part(grad_N, part), entropies)
-            grad_CV = grad_CV.mul_(1.0 / ctx.temperature).to(weight_VD.dtype)
-            if grad_hidden_ND is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[part])
-            if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad_CV.T, hidden_ND[part])
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0)
-        return (
-            grad_hidden_ND,
-            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(weight_VD.dtype),
-            *[None] * 4,
-        )
+        tiles = _tiles(weight_VD, bias_V, options)
+        chunks = options.cut.rows(len(hidden_ND))
+        for columns in parts(len(weight_VD), options.cut.columns):
+            weight_WD = weight_VD[columns]
+            grad_weight_WD = None if grad_weight_VD is None else _Sum(grad_weight_VD[columns], len(chunks))
+            for rows in chunks:
+                grad_CW = tiles.gradient(hidden_ND[rows], targets_N[rows], slopes.rows(rows), columns)
+                if grad_hidden_ND is not None:
+                    _add_product(grad_hidden_ND[rows], grad_CW, weight_WD)
+                if grad_weight_WD is not None:
+                    grad_weight_WD.add(grad_CW.T, hidden_ND[rows])
+                if grad_bias_V is not None:
+                    grad_bias_V[columns] += grad_CW.sum(0)
+        if grad_hidden_ND is not None:
+            grad_hidden_ND = options.shard.add_up(grad_hidden_ND) if options.shard else grad_hidden_ND
+            grad_hidden_ND = grad_hidden_ND.to(hidden_ND.dtype)
+        return grad_hidden_ND, grad_weight_VD, None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype), None, None
 
 
-class _Head:
-    """The output layer, into two buffers that every chunk uses again."""
+class _LogitLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy does not follow torch
+    @staticmethod
+    def forward(
+        ctx: Any,  # Any: autograd's context
+        logits_NV: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        seen = []
+        for rows in _rows_of(logits_NV):
+            logits_CV = _scaled(logits_NV[rows], temperature)
+            seen.append(totals_of(logits_CV, torch.empty_like(logits_CV), targets_N[rows], entropy=entropy))
+        totals = Totals(*map(torch.cat, zip(*seen, strict=True)))
+        logprobs_N, entropy_N, logsum_N = _results(totals, entropy)
+        ctx.save_for_backward(logits_NV, targets_N, logsum_N, entropy_N)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs_N, entropy_N
 
-    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None, temperature: float, chunk: int) -> None:
-        self._weight_VD, self._bias_V, self._temperature = weight_VD, bias_V, temperature
-        self._accurate = _accurate(weight_VD.dtype)
-        self._logits_CV = weight_VD.new_empty(chunk, weight_VD.shape[0], dtype=self._accurate)
-        self._spare_CV = torch.empty_like(self._logits_CV)
-
-    def logits(self, hidden_CD: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits over the temperature, and a spare buffer of their shape."""
-        logits_CV, spare_CV = self._logits_CV[: len(hidden_CD)], self._spare_CV[: len(hidden_CD)]
-        if hidden_CD.dtype == self._accurate:
-            torch.mm(hidden_CD, self._weight_VD.T, out=logits_CV)
-        else:
-            logits_CV.copy_(hidden_CD @ self._weight_VD.T)
-        if self._bias_V is not None:
-            logits_CV += self._bias_V
-        return (logits_CV if self._temperature == 1.0 else logits_CV.div_(self._temperature)), spare_CV
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # the same
+    def backward(
+        ctx: Any,  # Any: autograd's context
+        grad_N: Tensor | None,
+        grad_entropy_N: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        logits_NV, targets_N, logsum_N, entropy_N = ctx.saved_tensors
+        slopes = _slopes(grad_N, grad_entropy_N, logsum_N, entropy_N, ctx.temperature)
+        grad_NV = torch.empty_like(logits_NV)
+        for rows in _rows_of(logits_NV):
+            logits_CV = _scaled(logits_NV[rows], ctx.temperature)
+            grad_NV[rows] = gradient_of(logits_CV, torch.empty_like(logits_CV), targets_N[rows], slopes.rows(rows))
+        return grad_NV, None, None, None
 
 
-def _logit_gradient(
-    logp_CV: Tensor, spare_CV: Tensor, targets_C: Tensor, grad_C: Tensor | None, entropies: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """d/dz of log p_y is 1[v = y] - p_v; of the entropy H it is -p_v (log p_v + H). Overwrites both buffers."""
-    scale_C1 = torch.zeros_like(logp_CV[:, :1]) if grad_C is None else grad_C[:, None]
-    probs_CV = torch.exp(logp_CV, out=spare_CV)
-    if entropies is None:
-        grad_CV = probs_CV.mul_(-scale_C1)
+class _Sum:
+    """A sum of products that ends in `total`; fp32 until it is complete, unless one product is all."""
+
+    def __init__(self, total_WD: Tensor, num_terms: int) -> None:
+        self._total_WD, self._left = total_WD, num_terms
+        is_one = num_terms == 1
+        self._wide_WD = None if is_one else torch.zeros_like(total_WD, dtype=accurate(total_WD.dtype))
+
+    def add(self, left_WC: Tensor, right_CD: Tensor) -> None:
+        """One more product."""
+        self._left -= 1
+        if self._wide_WD is None:
+            torch.mm(left_WC, right_CD, out=self._total_WD)
+            return
+        _add_product(self._wide_WD, left_WC, right_CD)
+        if self._left == 0:
+            self._total_WD.copy_(self._wide_WD)
+
+
+def _tiles(weight_VD: Tensor, bias_V: Tensor | None, options: _Options) -> "Tiles | KernelTiles":
+    if _has_kernels(weight_VD):
+        from lightrft_engines.head_kernels import KernelTiles
+
+        return KernelTiles(weight_VD, bias_V, options.temperature)
+    return Tiles(weight_VD, bias_V, options.temperature, options.cut)
+
+
+def _has_kernels(weight_VD: Tensor) -> bool:
+    """On GPUs where Triton is installed; on a CPU where its own variable asks for its interpreter."""
+    runs_there = weight_VD.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs_there and weight_VD.dtype != torch.float64 and importlib.util.find_spec("triton") is not None
+
+
+def _cut(weight_VD: Tensor, num_tokens: int, chunk: int | None) -> Cut:
+    is_cpu = weight_VD.device.type == "cpu"
+    tokens = max(1, min(num_tokens, chunk or (CPU_TOKENS if is_cpu else GPU_TOKENS)))
+    columns = (CPU_TILE if is_cpu else GPU_TILE) // tokens // GRAIN * GRAIN
+    return Cut(tokens, max(1, min(len(weight_VD), MAX_COLUMNS, max(columns, GRAIN))))
+
+
+def _results(totals: Totals, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Log-probabilities, entropies, and the logarithm of the sum of exponentials."""
+    log_mass_N = totals.mass_N.log()
+    entropy_N = log_mass_N - totals.pull_N / totals.mass_N if entropy else None
+    return totals.target_N - totals.top_N - log_mass_N, entropy_N, totals.top_N + log_mass_N
+
+
+def _slopes(
+    grad_N: Tensor | None, grad_entropy_N: Tensor | None, logsum_N: Tensor, entropy_N: Tensor | None, temperature: float
+) -> Slopes:
+    """d/dz of log p_y is 1[v = y] - p_v; of the entropy H it is -p_v (log p_v + H)."""
+    hit_N = torch.zeros_like(logsum_N) if grad_N is None else grad_N / temperature
+    if grad_entropy_N is None or entropy_N is None:
+        return Slopes(logsum_N, hit_N, -hit_N, None)
+    pull_N = grad_entropy_N / temperature
+    return Slopes(logsum_N, hit_N, -hit_N - pull_N * entropy_N, pull_N)
+
+
+def _add_product(total_WD: Tensor, left_WC: Tensor, right_CD: Tensor) -> None:
+    if total_WD.dtype == left_WC.dtype:
+        total_WD.addmm_(left_WC, right_CD)
     else:
-        pull_C1, entropy_C1 = entropies[0][:, None], entropies[1][:, None]
-        grad_CV = logp_CV.add_(entropy_C1).mul_(-pull_C1).sub_(scale_C1).mul_(probs_CV)
-    return grad_CV.scatter_add_(1, targets_C[:, None], scale_C1.to(grad_CV.dtype))
+        total_WD += left_WC @ right_CD
 
 
-def _default_chunk(weight_VD: Tensor) -> int:
-    limit = CPU_BYTES if weight_VD.device.type == "cpu" else GPU_BYTES
-    row_bytes: int = weight_VD.shape[0] * _accurate(weight_VD.dtype).itemsize
-    return max(MIN_CHUNK, limit // row_bytes)
+def _rows_of(logits_NV: Tensor) -> list[slice]:
+    tile = CPU_TILE if logits_NV.device.type == "cpu" else GPU_TILE
+    return Cut(max(1, tile // logits_NV.shape[1]), logits_NV.shape[1]).rows(len(logits_NV))
 
 
-def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    if total_VD.dtype == left_VC.dtype:
-        total_VD.addmm_(left_VC, right_CD)
-    else:
-        total_VD += left_VC @ right_CD
-
-
-def _accurate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _parts(num: int, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, num, chunk)]
-
-
-def _part(values_N: Tensor | None, part: slice) -> Tensor | None:
-    return None if values_N is None else values_N[part]
+def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
+    return logits_CV.to(accurate(logits_CV.dtype), copy=True).mul_(1.0 / temperature)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lightrft_engines.attention import ATTENTION, no_mask
 from lightrft_engines.head import logprobs_of_logits, token_logprobs
+from lightrft_engines.head_shards import own_vocabulary
 from lightrft_engines.packing import Laid, completion_mask, packed, padded
 from lightrft_engines.sequence import SequenceRanks
 
@@ -58,9 +59,7 @@ def logprobs(
     targets_M = batch.completion_ids_BT.to(device)[exists_BT]
     if abilities.fused_head:
         states_MD = hidden_states(module, laid).flatten(0, 1)[laid.source_M]
-        values_M, entropy_M = token_logprobs(
-            states_MD, module.get_output_embeddings(), targets_M, batch.temperature, entropy=entropy, chunk=chunk
-        )
+        values_M, entropy_M = _by_head(module, states_MD, targets_M, batch.temperature, entropy, chunk)
     else:
         logits_MV = _own_logits(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
@@ -83,13 +82,20 @@ def _logprobs_of_slice(
     targets_M = batch.completion_ids_BT.to(device)[exists_BT][own.own_M]
     if abilities.fused_head:
         states_MD = own.states(hidden_states(module, own.laid))
-        head = module.get_output_embeddings()
-        values, spread = token_logprobs(states_MD, head, targets_M, batch.temperature, entropy=entropy, chunk=chunk)
+        values, spread = _by_head(module, states_MD, targets_M, batch.temperature, entropy, chunk)
     else:
         logits_MV = own.states(_own_logits(module, own.laid))
         values, spread = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
     entropy_BT = None if spread is None else scatter(own.join(spread), exists_BT)
     return LogProbs(scatter(own.join(values), exists_BT), entropy_BT)
+
+
+def _by_head(
+    module: PreTrainedModel, states_MD: Tensor, targets_M: Tensor, temperature: float, entropy: bool, chunk: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Through the output layer, whole or this rank's part of its vocabulary."""
+    head, shard = own_vocabulary(module.get_output_embeddings())
+    return token_logprobs(states_MD, head, targets_M, temperature, entropy=entropy, chunk=chunk, shard=shard)
 
 
 def hidden_states(module: PreTrainedModel, laid: Laid) -> Tensor:

@@ -1,12 +1,14 @@
 """Tensor parallelism by the plan that a transformers model brings: matrices of a layer are split over ranks.
 
 `colwise` splits a linear layer's outputs, `rowwise` the inputs of the next one, whose partial results are added up
-(Megatron-LM, arXiv:1909.08053). torch's DTensor does the work; embeddings, norms and the output layer stay whole.
+(Megatron-LM, arXiv:1909.08053). Embeddings and output layer are split by the vocabulary where the ranks divide it, and
+norms stay whole. torch's DTensor does the work, but for the output layer, which `head_shards` computes.
 """
 
 from lightrft_core.errors import UserError
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
@@ -17,7 +19,8 @@ def split_layers(module: nn.Module, mesh: DeviceMesh) -> None:
     """Split a model's decoder over the ranks of a mesh, in place; `UserError` where it has no plan that fits."""
     decoder = _decoder(module)
     config = decoder.config.get_text_config()
-    plan: dict[str, str] = dict(config.base_model_tp_plan or {})
+    whole_plan: dict[str, str] = config.base_model_tp_plan or {}
+    plan = {name: style for name, style in whole_plan.items() if style != "embedding_rowwise"}  # it comes below
     unknown = sorted(set(plan.values()) - STYLES.keys())
     if not plan or unknown:
         reason = f"its plan asks for {unknown[0]!r}" if plan else "it has no plan for it"
@@ -30,6 +33,24 @@ def split_layers(module: nn.Module, mesh: DeviceMesh) -> None:
             f"and {width} hidden features, all of which must divide."
         )
     parallelize_module(decoder, mesh, {name: STYLES[style]() for name, style in plan.items()}, src_data_rank=None)
+    if config.vocab_size % mesh.size() == 0:
+        _split_vocabulary(module, decoder, mesh)
+
+
+def _split_vocabulary(module: nn.Module, decoder: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Rows of the embedding, and of the output layer where there is one, which stays tied if it was."""
+    embedding, head = decoder.get_input_embeddings(), _head(module)
+    is_tied = head is not None and head.weight is embedding.weight
+    parallelize_module(embedding, mesh, RowwiseParallel(input_layouts=Replicate()), src_data_rank=None)
+    if head is not None:
+        parallelize_module(head, mesh, ColwiseParallel(), src_data_rank=None)
+    if head is not None and is_tied:
+        head.weight = embedding.weight
+
+
+def _head(module: nn.Module) -> nn.Linear | None:
+    head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+    return head if type(head) is nn.Linear else None
 
 
 def _decoder(module: nn.Module) -> PreTrainedModel:
