@@ -28,12 +28,18 @@ def test_the_module_and_every_options_module_import_without_torch():
 
 NAMES = (
     *("grpo", "dr_grpo", "dapo", "gspo", "gmpo", "cpgd", "cispo", "sapo", "reinforce", "reinforce_pp"),
-    *("reinforce_pp_baseline", "rloo", "raft", "verl/grpo", "trl/grpo", "openrlhf/reinforce_pp"),
+    *("reinforce_pp_baseline", "rloo", "raft", "ppo"),
 )
+COMPATIBLE = {
+    "verl": "grpo dr_grpo dapo gspo rloo reinforce_pp reinforce_pp_baseline ppo",
+    "trl": "grpo dr_grpo dapo gspo cispo sapo rloo",
+    "openrlhf": "ppo grpo dr_grpo rloo reinforce_pp reinforce_pp_baseline",
+}
 
 
 def test_the_algorithms_are_there():
-    assert set(NAMES) <= set(OFFERS["algorithm"])
+    others = {f"{library}/{name}" for library, names in COMPATIBLE.items() for name in names.split()}
+    assert {*NAMES, *others} == {name for name, _ in OFFERS["algorithm"].items()}
 
 
 @pytest.mark.parametrize("name", OFFERS["algorithm"])
@@ -51,19 +57,59 @@ def test_every_algorithm_names_its_advantage_and_its_loss(name):
     assert sections["loss"]["use"] in OFFERS["loss"]
 
 
-@pytest.mark.parametrize(
-    ("name", "advantage", "loss", "kl"),
-    [
-        ("verl/grpo", {"std": "group", "eps": 1e-6}, {"dual_clip": 3.0, "aggregation": "token_mean"}, ("k3", "loss")),
-        ("trl/grpo", {"std": "group", "eps": 1e-4}, {"aggregation": "token_mean"}, None),
-        ("openrlhf/reinforce_pp", {"use": "reinforce_pp"}, {"aggregation": "token_mean"}, ("k1", "reward")),
-    ],
+DUAL, SINGLE = (
+    {"use": "clip", "dual_clip": 3.0, "aggregation": "token_mean"},
+    {"use": "clip", "aggregation": "token_mean"},
 )
-def test_compatibility_bundles_make_the_choices_of_their_library(name, advantage, loss, kl):
-    sections = OFFERS["algorithm"][name].sections
-    assert advantage.items() <= sections["advantage"].items()
-    assert {**loss, "clip_low": 0.2, "clip_high": 0.2}.items() <= sections["loss"].items()
-    assert kl == ((sections["kl"]["use"], sections["kl"]["place"]) if "kl" in sections else None)
+CENTRED = {"use": "group_norm", "std": "none"}
+GAE = {"use": "gae", "gamma": 1.0, "lambd": 1.0, "normalize": True}
+CHOICES = {  # what must be in advantage and loss, and the KL: estimator, place and weight
+    "verl/grpo": ({"std": "group", "eps": 1e-6}, DUAL, ("k3", "loss", 0.001)),
+    "verl/dr_grpo": (CENTRED, {**DUAL, "aggregation": "seq_mean_token_sum_norm"}, None),
+    "verl/dapo": ({"std": "group", "eps": 1e-6}, {**DUAL, "clip_high": 0.28, "dual_clip": 10.0}, None),
+    "verl/gspo": ({"eps": 1e-6}, {"use": "gspo", "level": "token", "clip_low": 3e-4, "clip_high": 4e-4}, None),
+    "verl/rloo": ({"use": "rloo"}, DUAL, ("k1", "reward", 0.001)),
+    "verl/reinforce_pp": ({"use": "reinforce_pp"}, DUAL, ("k1", "reward", 0.001)),
+    "verl/reinforce_pp_baseline": ({"use": "reinforce_pp_baseline"}, DUAL, ("k1", "reward", 0.001)),
+    "verl/ppo": (GAE, DUAL, None),
+    "trl/grpo": ({"std": "group", "eps": 1e-4}, SINGLE, None),
+    "trl/dr_grpo": (CENTRED, {"aggregation": "seq_mean_token_sum_norm"}, None),
+    "trl/dapo": ({"eps": 1e-4}, {**SINGLE, "clip_high": 0.28}, None),
+    "trl/gspo": ({"eps": 1e-4}, {"use": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}, None),
+    "trl/cispo": ({"eps": 1e-4}, {"use": "cispo", "clip_low": 1.0, "clip_high": 4.0}, None),
+    "trl/sapo": ({"eps": 1e-4}, {"use": "sapo", "tau_positive": 1.0, "tau_negative": 1.05}, None),
+    "trl/rloo": (
+        {"use": "rloo"},
+        {"use": "reinforce", "aggregation": "seq_mean_token_sum"},
+        ("k1", "reward", 0.05),
+    ),
+    "openrlhf/ppo": (GAE, SINGLE, ("k1", "reward", 0.01)),
+    "openrlhf/grpo": ({"std": "group", "eps": 1e-9, "clip": 10.0}, SINGLE, ("k3", "loss", 0.01)),
+    "openrlhf/dr_grpo": ({**CENTRED, "clip": 10.0}, SINGLE, ("k2", "loss", 0.01)),
+    "openrlhf/rloo": ({"use": "rloo", "clip": 10.0}, SINGLE, ("k2", "loss", 0.01)),
+    "openrlhf/reinforce_pp": ({"use": "reinforce_pp"}, SINGLE, ("k1", "reward", 0.01)),
+    "openrlhf/reinforce_pp_baseline": ({"use": "reinforce_pp_baseline"}, SINGLE, ("k2", "loss", 0.01)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in OFFERS["algorithm"] if "/" in name])
+def test_compatibility_bundles_make_the_choices_of_their_library(name):
+    bundle = OFFERS["algorithm"][name]
+    advantage, loss, kl = CHOICES[name]
+    assert advantage.items() <= bundle.sections["advantage"].items()
+    assert loss.items() <= bundle.sections["loss"].items()
+    found = bundle.sections.get("kl")
+    assert kl == (None if found is None else (found["use"], found["place"], found["coef"]))
+    assert ", version " in bundle.paper and bundle.when.startswith("To carry ")
+
+
+@pytest.mark.parametrize(("library", "clip"), [("verl/ppo", 0.5), ("openrlhf/ppo", 0.5), ("ppo", 0.2)])
+def test_critics_are_clipped_as_their_library_does(library, clip):
+    assert OFFERS["algorithm"][library].sections["critic"] == {"clip": clip}
+
+
+def test_verls_dapo_draws_ten_batches_at_most():
+    assert OFFERS["algorithm"]["verl/dapo"].sections["sampler"] == {"max_refill_rounds": 9}
 
 
 def test_reinforce_pp_has_its_kl_in_the_reward_and_the_baseline_in_the_loss():

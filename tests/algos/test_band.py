@@ -13,15 +13,15 @@ from pydantic import ValidationError
 from tests.algos.batches import batch_of
 
 EXACT = 1e-9
-LENGTHS = [4, 2, 3, 1, 2]
-GAPS = [[0.1, -0.2, 1.7, 0.0], [-3.0, 0.3, 9, 9], [0.5, 0.6, 0.7, 9], [1e3, 9, 9, 9], [-0.1, 0.1, 9, 9]]
+LENGTHS = [4, 2, 3, 1, 2, 0]  # the last trains nothing
+GAPS = [[0.1, -0.2, 1.7, 0.0], [-3.0, 0.3, 9, 9], [0.5, 0.6, 0.7, 9], [1e3, 9, 9, 9], [-0.1, 0.1, 9, 9], [9, 9, 9, 9]]
 
 
 @pytest.fixture
 def batch():
-    old = torch.full((5, 4), -1.0, dtype=torch.float64)
+    old = torch.full((6, 4), -1.0, dtype=torch.float64)
     engine = old - torch.tensor(GAPS, dtype=torch.float64)
-    return batch_of([1.0] * 5, [0] * 5, LENGTHS, old_logprobs_BT=old, engine_logprobs_BT=engine)
+    return batch_of([1.0] * 6, [0] * 6, LENGTHS, old_logprobs_BT=old, engine_logprobs_BT=engine)
 
 
 def ratio(row, token, level):
@@ -50,12 +50,13 @@ def test_the_gap_and_the_share_left_out_are_metrics(batch):
     outside = [not 0.5 <= math.exp(max(-20.0, min(20.0, gap))) <= 5.0 for gap in gaps]
     assert metrics["correction/masked_fraction"] == pytest.approx(sum(outside) / len(gaps))
     assert metrics["correction/gap_max"] == pytest.approx(1e3)
+    assert metrics["correction/clamp_fraction"] == pytest.approx(1 / len(gaps))
     assert metrics["correction/engine_kl"] == pytest.approx(-sum(gaps) / len(gaps))
 
 
 def test_metrics_are_those_of_all_ranks(batch):
     whole = band(batch, SoloWorld(), config=BandConfig()).metrics
-    shares = ([0, 1], [2, 3, 4])
+    shares = ([0, 1], [2, 3, 4, 5])
     for found in ToyWorlds(2).split(lambda rows, world: band(batch.rows(rows), world, config=BandConfig()), shares):
         assert found.metrics == pytest.approx(whole, abs=EXACT)
 
@@ -65,17 +66,23 @@ def test_a_band_without_width_is_refused():
         BandConfig(low=1.0, high=1.0)
 
 
-CUTS = {"temperature": (0.6, 9, 1.0, 0.0), "top_k": (1.0, 3, 1.0, 0.0), "top_p": (1.0, 9, 0.7, 0.0)}
+CUTS = {  # temperature, top_k, top_p, min_p
+    "temperature": (0.6, 9, 1.0, 0.0),
+    "top_k": (1.0, 3, 1.0, 0.0),
+    "top_p": (1.0, 9, 0.7, 0.0),
+    "min_p": (1.0, 9, 1.0, 0.4),
+    "all": (0.8, 4, 0.9, 0.1),
+}
 LOGITS = [2.0, 1.5, 1.0, 0.2, -1.0]
 
 
-def engine_distribution(temperature, top_k, top_p):
+def engine_distribution(temperature, top_k, top_p, min_p):
     """What an engine samples from: the likeliest tokens at a temperature, renormalised."""
     chances = torch.tensor([value / temperature for value in LOGITS], dtype=torch.float64).softmax(-1).tolist()
     ranked = sorted(range(5), key=lambda token: -chances[token])
     kept, mass = [], 0.0
     for token in ranked[:top_k]:
-        if mass >= top_p:
+        if mass >= top_p or chances[token] < min_p * chances[ranked[0]]:
             break
         kept.append(token)
         mass += chances[token]
@@ -85,8 +92,8 @@ def engine_distribution(temperature, top_k, top_p):
 @pytest.mark.parametrize("cut", CUTS)
 def test_weighted_samples_have_the_expectation_of_the_trainers_distribution_over_what_was_kept(cut):
     """By enumeration: E_engine[w f] = sum over kept tokens of p f, with p at the sampler's temperature."""
-    temperature, top_k, top_p, _ = CUTS[cut]
-    served, mass = engine_distribution(temperature, top_k, top_p)
+    temperature, *bounds = CUTS[cut]
+    served, mass = engine_distribution(temperature, *bounds)
     policy = torch.tensor([value / temperature for value in LOGITS], dtype=torch.float64).log_softmax(-1)
     tokens = list(served)
     old = policy[tokens].unsqueeze(1)

@@ -66,15 +66,22 @@ def gspo_token_by_hand(row, config):
     return [-min(s * a, inside * a) for a in row.advantages], slopes, clipped
 
 
-def gmpo_by_hand(row, config):
+def gmpo_exponents(row, config):
+    """Each token's e_t, and whether the clip gave it."""
     advantage = mean(row.advantages)
-    exponents, clipped = [], []
     for ratio in row.ratios:
         limit = band(ratio, -config.clip_low, config.clip_high)
         takes_limit = (advantage > 0 and limit < ratio) or (advantage < 0 and limit > ratio)
-        clipped.append(float(takes_limit))
-        exponents.append((limit if takes_limit else ratio) if advantage else 0.0)
-    whole = mean(exponents)
+        yield (limit if takes_limit else ratio) if advantage else 0.0, float(takes_limit)
+
+
+def gmpo_exponent(row, config):
+    return mean([exponent for exponent, _ in gmpo_exponents(row, config)])
+
+
+def gmpo_by_hand(row, config):
+    advantage, whole = mean(row.advantages), gmpo_exponent(row, config)
+    clipped = [takes_limit for _, takes_limit in gmpo_exponents(row, config)]
     value = -advantage * math.exp(held(whole))
     slopes = [0.0 if c or abs(whole) > 20 else value / len(row) for c in clipped]
     return value, slopes, clipped
@@ -183,8 +190,11 @@ def compare(name, inputs, **options):
         numbers = {
             "ratio": [math.exp(held(d)) for d in log_ratios],
             "approx_kl": [math.exp(held(d)) - 1 - held(d) for d in log_ratios],
-            "clamp_fraction": [float(abs(d) > 20) for d in log_ratios],
         }
+        counted = [gmpo_exponent(row, config)] if name == "gmpo" else log_ratios
+        clamped = output.metrics["clamp_fraction"]
+        found = clamped[number, at] if clamped.ndim == 2 else clamped[number]
+        assert found.reshape(-1).tolist() == [float(abs(d) > 20) for d in counted]
         for metric, wanted in numbers.items():
             found = output.metrics[metric][number] if whole else output.metrics[metric][number, at]
             assert found.reshape(-1).tolist() == pytest.approx(wanted, abs=EXACT, rel=1e-9)

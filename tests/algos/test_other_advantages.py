@@ -22,6 +22,21 @@ def test_rloo_is_the_reward_less_the_mean_of_the_others():
         assert found[row].tolist() == pytest.approx([expected] * 2, abs=EXACT)
 
 
+def test_rloo_counts_penalties_of_trained_tokens_on_ragged_rows_with_a_hole_and_a_masked_one():
+    mask = [[True, True, False], [True, False, True], [False] * 3, [True, False, False]]
+    penalties = [[-0.1, 0.2, 9.0], [0.5, 9.0, -0.25], [9.0] * 3, [0.3, 9.0, 9.0]]
+    rewards = [1.0, -2.0, 4.0, 0.5]
+    batch = batch_of(rewards, [0] * 4, [2, 3, 3, 1], mask=mask, token_rewards=penalties)
+    found = rloo(batch, SoloWorld(), config=RlooConfig()).advantages_BT
+    whole = [
+        reward + sum(value for value, trains in zip(row, places, strict=True) if trains)
+        for reward, row, places in zip(rewards, penalties, mask, strict=True)
+    ]
+    for row in range(4):
+        expected = whole[row] - (sum(whole) - whole[row]) / 3
+        assert found[row].tolist() == pytest.approx([expected * trains for trains in mask[row]], abs=EXACT)
+
+
 def test_rloo_is_exactly_0_for_equal_rewards_and_a_group_of_one():
     found = rloo(batch_of(REWARDS, GROUPS, [1] * 10), SoloWorld(), config=RlooConfig()).advantages_BT
     assert found[6:, 0].tolist() == [0.0] * 4

@@ -1,5 +1,7 @@
 """truncated and best_of: which rows train."""
 
+import random
+
 import pytest
 import torch
 from lightrft_algos.selectors.best_of import BestOfConfig, best_of
@@ -34,6 +36,25 @@ def test_truncated_says_what_it_needs():
 def test_the_best_rows_of_each_group_train(keep, kept):
     given = numbered(batch_of([0.0, 2.0, 1.0, None, 5.0, 4.0], [7, 7, 7, 7, 3, 3], [2] * 6))
     assert rows(best_of(given, SoloWorld(), config=BestOfConfig(keep=keep))) == kept
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_selection_equals_a_sorted_list(seed):
+    draws = random.Random(seed)
+    num, keep = 17, draws.randint(1, 4)
+    rewards = [None if draws.random() < 0.2 else draws.random() for _ in range(num)]
+    groups = [draws.randint(0, 4) for _ in range(num)]
+    lengths = [draws.randint(0, 3) for _ in range(num - 1)] + [3]
+    given = numbered(batch_of(rewards, groups, lengths))
+    found = best_of(given, SoloWorld(), config=BestOfConfig(keep=keep))
+    for row in range(num):
+        better = [
+            other
+            for other, (reward, group) in enumerate(zip(rewards, groups, strict=True))
+            if group == groups[row] and None not in (reward, rewards[row]) and reward > rewards[row]
+        ]
+        trains = rewards[row] is not None and len(better) < keep
+        assert found[row].tolist() == [trains and token < lengths[row] for token in range(3)]
 
 
 def test_rows_below_the_least_reward_never_train():

@@ -59,6 +59,17 @@ def test_shapers_build_on_each_other(setup):
     assert metrics == {"reward/clipped_fraction": pytest.approx(2 / 3)}
 
 
+@pytest.mark.parametrize("limit", [0.5, 2.0, 10.0])
+def test_the_clip_equals_its_formula(setup, limit):
+    rewards = [-30.0, -2.0, -0.5, 0.0, None, 0.3, 2.0, 11.0, 1e9]
+    item = group("p", rewards)
+    metrics = ClipShaper(ClipRewardConfig(limit=limit), setup).apply([item], SoloWorld())
+    expected = [None if reward is None else max(-limit, min(limit, reward)) for reward in rewards]
+    assert [rollout.shaped_reward for rollout in item.rollouts] == expected
+    outside = [reward is not None and abs(reward) > limit for reward in rewards]
+    assert metrics == {"reward/clipped_fraction": pytest.approx(sum(outside) / 8, abs=1e-12)}
+
+
 def test_unscored_rollouts_are_left_alone(setup):
     item = group("p", [None, 1.0], [20, 20])
     OverlongShaper(OverlongConfig(), setup).apply([item], SoloWorld())

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_formulas_are_told_where_parts_changed_came_or_went(make, capsys):
     assert "filters: spread (keep if max_g - min_g >= min_spread) is new" in page
     assert "algorithm: grpo (run.yaml:1) -> gspo (--set)" in page
     assert "loss.use: clip (algorithm grpo) -> gspo (algorithm gspo)" in page
+    assert "loss.dual_clip" not in page and "loss.level" not in page
+    assert re.search(r"^  and \d+ defaults of what only one of them has \(--json lists them\)$", page, re.MULTILINE)
+
+
+def test_json_lists_the_defaults_of_parts_that_only_one_run_has_too(make, capsys):
+    make("a")
+    make("b", "algorithm=gspo")
+    keys = {change["key"] for change in json.loads(diff(capsys, "--json"))["settings"]}
+    assert {"loss.dual_clip", "loss.level"} <= keys
 
 
 def test_data_seed_processes_versions_plugins_and_commit_are_told(make, capsys):

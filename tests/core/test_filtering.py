@@ -31,15 +31,25 @@ def test_dropped_groups_are_refilled_until_full():
     kept, metrics = Filters([("even", even)], 9, SoloWorld()).keep(groups("1", "2", "3", "4"), refill)
     assert [group.prompt.id for group in kept] == ["2", "4", "6", "8"]
     assert asked == [(2, 1), (1, 2), (1, 3)]
-    assert metrics == {"filter/kept_fraction": 1.0, "filter/refill_rounds": 3.0, "filter/even_dropped": 4.0}
+    assert metrics == {
+        "filter/kept_fraction": 0.5,
+        "filter/filled_fraction": 1.0,
+        "filter/refill_rounds": 3.0,
+        "filter/even_dropped": 4.0,
+    }
 
 
-def test_the_bound_is_kept_and_reported():
-    kept, metrics = Filters([("even", even)], 2, SoloWorld()).keep(
-        groups("1", "2"), lambda missing, round_: groups(*["3"] * missing)
-    )
+def test_the_bound_is_kept_and_reported(caplog):
+    filters = Filters([("even", even)], 2, SoloWorld())
+    for _ in range(2):
+        kept, metrics = filters.keep(groups("1", "2"), lambda missing, round_: groups(*["3"] * missing))
     assert len(kept) == 1
-    assert metrics["filter/kept_fraction"] == 0.5
+    assert caplog.messages == [
+        "filters: 1 of 2 groups are left after 2 refills, and the step trains on these alone; raise "
+        "sampler.max_refill_rounds if filter/filled_fraction stays low (told once)"
+    ]
+    assert metrics["filter/filled_fraction"] == 0.5
+    assert metrics["filter/kept_fraction"] == 0.25
     assert metrics["filter/refill_rounds"] == 2.0
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightrft_core.data import KLOutput
 from lightrft_core.kl_term import KLTerm
 from lightrft_core.protocols import SoloWorld
 from lightrft_core.sections import KLSection
@@ -22,8 +23,16 @@ def difference(logprobs_BT, ref_logprobs_BT):
 
 def test_penalty_is_subtracted_from_trained_tokens_and_its_mean_returned():
     term, rows = KLTerm(difference, KLSection(place="reward", coef=0.1)), Rows()
-    assert term.penalise(rows, SoloWorld()) == pytest.approx((0.5 - 1.0) / 2)
+    assert term.penalise(rows, SoloWorld()) == {"train/kl": pytest.approx((0.5 - 1.0) / 2)}
     assert rows.token_rewards_BT.tolist()[0] == pytest.approx([-0.05, 0.1, 0.0])
+
+
+def test_the_estimators_metrics_are_means_over_trained_tokens_too():
+    def counting(logprobs_BT, ref_logprobs_BT):
+        return KLOutput(logprobs_BT - ref_logprobs_BT, {"clamp_fraction": (logprobs_BT < -1.5).float()})
+
+    found = KLTerm(counting, KLSection(place="reward", coef=0.1)).penalise(Rows(), SoloWorld())
+    assert found == {"train/kl": pytest.approx(-0.25), "train/kl_clamp_fraction": pytest.approx(0.5)}
 
 
 def test_fixed_coefficient_never_moves():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from lightrft_core.data import LossInputs, LossOutput
+from lightrft_core.data import KLOutput, LossInputs, LossOutput
 from lightrft_core.objective import Objective, Totals, reduce
 
 AGGREGATIONS = ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"]
@@ -77,6 +77,18 @@ def test_objective_adds_kl_and_entropy_with_their_weights():
     assert sums["kl"][0].item() == pytest.approx(7 * 0.5)
     assert sums["kl"][1].item() == 7
     assert sums["policy_loss"][0].item() / sums["policy_loss"][1].item() == pytest.approx(3 * by_hand("token_mean"))
+
+
+def test_metrics_of_the_kl_estimator_are_told_with_a_prefix():
+    inputs = LossInputs(VALUES, VALUES, VALUES, MASK, ref_logprobs_BT=VALUES - 0.5)
+    objective = Objective(
+        loss=lambda given: LossOutput(given.logprobs_BT),
+        kl=lambda new, ref: KLOutput(new - ref, {"clamp_fraction": (VALUES > 0).double()}),
+        kl_coef=0.1,
+    )
+    _, sums = objective.share(inputs, Totals(7, 3))
+    assert sums["kl"][0].item() == pytest.approx(7 * 0.5)
+    assert [float(part) for part in sums["kl_clamp_fraction"]] == [float((VALUES > 0)[MASK].sum()), 7]
 
 
 def test_correction_weights_multiply_token_values():

@@ -63,7 +63,7 @@ def test_a_rank_that_the_filters_leave_nothing_trains_along(tmp_path):
     assert other.tracker.reports[0].groups == []
     assert one.logits == other.logits
     assert without_time(one.tracker.reports[0]) == without_time(other.tracker.reports[0])
-    assert one.tracker.reports[0].metrics["filter/kept_fraction"] == 0.5
+    assert one.tracker.reports[0].metrics["filter/filled_fraction"] == 0.5
 
 
 def test_a_stop_that_one_rank_was_asked_for_stops_all(tmp_path):

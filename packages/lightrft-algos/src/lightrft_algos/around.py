@@ -110,6 +110,7 @@ SELECTORS = (
         target="lightrft_algos.selectors.best_of:best_of",
         config="lightrft_algos.selectors.best_of:BestOfConfig",
         summary="Best of n: only the best rows of each group train.",
+        needs=frozenset({"shaped_rewards"}),
         formula="keep the k rows of highest shaped reward of each group",
         paper="arXiv:2304.06767",
     ),

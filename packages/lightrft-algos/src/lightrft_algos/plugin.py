@@ -25,9 +25,10 @@ def lightrft_advantages() -> Iterable[Component]:
         name="group_norm",
         target="lightrft_algos.advantages.group_norm:group_norm",
         config="lightrft_algos.advantages.group_norm:GroupNormConfig",
-        summary="Reward against the siblings' mean, in units of their spread.",
+        summary="Reward against the siblings' mean, in units of their spread, of the batch's, or as it is.",
         needs=frozenset({"groups"}),
-        formula="A_i = (R_i - mean_g) / (std_g + 1e-6), std with n-1",
+        formula="A_i = (R_i - mean_g) / (s + eps), s with n-1 the deviation of the group or of the batch; std: none "
+        "does not divide",
         paper="arXiv:2402.03300",
     )
     yield Component(
@@ -80,7 +81,7 @@ def lightrft_advantages() -> Iterable[Component]:
         config="lightrft_algos.advantages.cpgd:CpgdAdvantageConfig",
         summary="Reward against the siblings' mean, times a weight of the group.",
         needs=frozenset({"groups"}),
-        formula="A_i = w_g (R_i - mean_g), w_g = 1 / (std_g + 1e-6), 1, or min(groups / differing groups, 3)",
+        formula="A_i = w_g (R_i - mean_g), w_g = 1 / (std_g + 1e-6), 1, or min(groups / differing groups, max_weight)",
         paper="arXiv:2505.12504",
     )
 

@@ -15,6 +15,11 @@ def bounded(log_ratios: Tensor) -> Tensor:
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def is_out_of_bounds(log_ratios: Tensor) -> Tensor:
+    """1 where `bounded` would change the value, else 0; of the same type, without gradient."""
+    return (log_ratios.detach().abs() > MAX_LOG_RATIO).to(log_ratios.dtype)
+
+
 def token_mean(values_BT: Tensor, inputs: LossInputs) -> Tensor:
     """Mean over each row's trained tokens [B]; 0 for a row without any."""
     return values_BT.masked_fill(~inputs.mask_BT, 0.0).sum(-1) / inputs.mask_BT.sum(-1).clamp(min=1)
@@ -27,5 +32,5 @@ def ratio_metrics(log_ratios: Tensor) -> dict[str, Tensor]:
     return {
         "ratio": ratios,
         "approx_kl": ratios - 1.0 - held,
-        "clamp_fraction": (log_ratios.detach().abs() > MAX_LOG_RATIO).to(ratios.dtype),
+        "clamp_fraction": is_out_of_bounds(log_ratios),
     }

@@ -106,12 +106,15 @@ def plan(question: Question, plugins: Plugins | None = None) -> Plan:
 @contextmanager
 def _told_once() -> Iterator[None]:
     """`given_way` says what each reading of the file would warn of: options that go with another algorithm."""
-    layers = logging.getLogger("lightrft_core.layers")
-    before, layers.disabled = layers.disabled, True
+    loggers = [logging.getLogger(f"lightrft_core.{name}") for name in ("layers", "undone")]
+    before = [found.disabled for found in loggers]
+    for found in loggers:
+        found.disabled = True
     try:
         yield
     finally:
-        layers.disabled = before
+        for found, was_disabled in zip(loggers, before, strict=True):
+            found.disabled = was_disabled
 
 
 def _refuse_repeated(algorithms: Sequence[str]) -> None:

@@ -234,13 +234,25 @@ class LossOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class KLOutput:
+    """An estimate of the KL, `values` [B, T] in nats, with metrics per token; these are logged as `train/kl_NAME`."""
+
+    values: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one optimizer step did. `metrics` are (sum, count) pairs over all ranks; `skipped` says why, if it was."""
+    """What one optimizer step did. `metrics` are (sum, count) pairs over all ranks; `skipped` says why, if it was.
+
+    With `rescaled` it was skipped only because losses were scaled up too far, which is mended: no sign of trouble.
+    """
 
     metrics: Mapping[str, tuple[float, float]]
     grad_norm: float
     lr: float
     skipped: str | None = None
+    rescaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,20 +19,12 @@ class Rule:
     reason: str
 
 
-def _schedule_rules(section: str) -> tuple[Rule, Rule]:
-    return (
-        Rule(
-            (f"{section}.min_lr_ratio",),
-            f"{section}.schedule",
-            lambda get: get(f"{section}.schedule") == "constant",
-            f"{section}.schedule is constant. Did you mean schedule 'cosine_with_min_lr'?",
-        ),
-        Rule(
-            (f"{section}.warmup_ratio",),
-            f"{section}.warmup_steps",
-            lambda get: get(f"{section}.warmup_steps") is not None,
-            f"{section}.warmup_steps is set. Give one of the two. `--set {section}.warmup_steps=null` takes it back.",
-        ),
+def _warmup_rule(section: str) -> Rule:
+    return Rule(
+        (f"{section}.warmup_ratio",),
+        f"{section}.warmup_steps",
+        lambda get: get(f"{section}.warmup_steps") is not None,
+        f"{section}.warmup_steps is set. Give one of the two. `--set {section}.warmup_steps=null` takes it back.",
     )
 
 
@@ -43,8 +35,8 @@ RULES = (
         lambda get: not get("critic"),
         "nothing in this run needs a critic's values. Did you mean advantage 'gae', or algorithm 'ppo'?",
     ),
-    *_schedule_rules("optim"),
-    *_schedule_rules("critic"),
+    _warmup_rule("optim"),
+    _warmup_rule("critic"),
     Rule(
         ("loss.token_budget",),
         "loss.aggregation",
@@ -92,6 +84,18 @@ RULES = (
         "selftest.enabled",
         lambda get: not get("selftest.enabled"),
         "selftest.enabled is false.",
+    ),
+    Rule(
+        ("checkpoint.background",),
+        "checkpoint.every",
+        lambda get: get("checkpoint.every") is None,
+        "checkpoint.every is not set: the run saves only at its end, which waits for the checkpoint.",
+    ),
+    Rule(
+        ("run.watchdog_action",),
+        "run.watchdog",
+        lambda get: get("run.watchdog") is None,
+        "run.watchdog is null, so nothing is watched.",
     ),
     Rule(
         ("run.unscored_patience",),

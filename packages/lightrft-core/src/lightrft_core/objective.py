@@ -7,11 +7,11 @@ over all ranks*, so micro-batches and ranks simply add up: no mean of means anyw
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from lightrft_core.data import Batch, LossInputs, LossOutput, Tensor
+from lightrft_core.data import Batch, KLOutput, LossInputs, LossOutput, Tensor
 from lightrft_core.sections import Aggregation
 
 LossFunction = Callable[[LossInputs], LossOutput]
-KLFunction = Callable[[Tensor, Tensor], Tensor]
+KLFunction = Callable[[Tensor, Tensor], Tensor | KLOutput]
 Sums = dict[str, tuple[Tensor | float, Tensor | float]]
 
 
@@ -89,9 +89,9 @@ class Objective:
         part = num_tokens / max(totals.tokens, 1.0)
         sums: Sums = {"policy_loss": (policy_loss.detach(), part)}
         if self.kl is not None and inputs.ref_logprobs_BT is not None:
-            kl_BT = self.kl(inputs.logprobs_BT, inputs.ref_logprobs_BT)
-            total = total + self.kl_coef * self._reduce(kl_BT, inputs.mask_BT, totals)
-            sums["kl"] = _masked_sum(kl_BT, inputs.mask_BT)
+            kl = kl_output(self.kl(inputs.logprobs_BT, inputs.ref_logprobs_BT))
+            total = total + self.kl_coef * self._reduce(kl.values, inputs.mask_BT, totals)
+            sums |= kl_sums(kl, inputs.mask_BT)
         if inputs.entropy_BT is not None:
             sums["entropy"] = _masked_sum(inputs.entropy_BT, inputs.mask_BT)
             if self.needs_entropy:
@@ -101,6 +101,17 @@ class Objective:
 
     def _reduce(self, values: Tensor, mask_BT: Tensor, totals: Totals) -> Tensor:
         return reduce(values, mask_BT, self.aggregation, totals, self.token_budget)
+
+
+def kl_output(estimated: Tensor | KLOutput) -> KLOutput:
+    """What a KL estimator returned; a bare tensor has no metrics."""
+    return estimated if isinstance(estimated, KLOutput) else KLOutput(estimated)
+
+
+def kl_sums(kl: KLOutput, mask_BT: Tensor) -> Sums:
+    """The KL and the metrics of its estimator as (sum, count) pairs over the trained tokens."""
+    parts = {"kl": kl.values} | {f"kl_{name}": values_BT for name, values_BT in kl.metrics.items()}
+    return {name: _masked_sum(values_BT, mask_BT) for name, values_BT in parts.items()}
 
 
 def _without_masked(inputs: LossInputs) -> LossInputs:

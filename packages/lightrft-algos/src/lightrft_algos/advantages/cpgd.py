@@ -14,7 +14,7 @@ from typing import Literal
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Idle, Section
+from lightrft_core.sections import Feature, Idle, Section
 from pydantic import Field
 
 from lightrft_algos.advantages.group_norm import EPS
@@ -34,6 +34,10 @@ class CpgdAdvantageConfig(Section):
     def idle(self) -> Mapping[str, Idle]:
         """`max_weight` belongs to `clip_filter`."""
         return {} if self.weight == "clip_filter" else {"max_weight": Idle("weight", "only clip_filter has a bound.")}
+
+    def ignores(self) -> frozenset[Feature]:
+        """The shift always; the scale where it divides by a spread."""
+        return frozenset({"shift", "scale"}) if self.weight == "std" else frozenset({"shift"})
 
 
 def cpgd(batch: Batch, world: World, *, config: CpgdAdvantageConfig) -> Advantages:

@@ -11,13 +11,14 @@ from typing import Literal, Self
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Idle, Section
+from lightrft_core.sections import Feature, Idle, Section
 from pydantic import Field, model_validator
 
 from lightrft_algos.groups import Siblings, on_tokens, siblings
 from lightrft_algos.whitening import finished, whiten
 
 EPS = 1e-6
+NEGLIGIBLE = 1e-3  # added to a spread of rewards near 1, so little changes nothing that is seen
 
 
 class GroupNormConfig(Section):
@@ -35,6 +36,11 @@ class GroupNormConfig(Section):
     def idle(self) -> Mapping[str, Idle]:
         """`eps` belongs to a standard deviation."""
         return {"eps": Idle("std", "std: none divides by nothing.")} if self.std == "none" else {}
+
+    def ignores(self) -> frozenset[Feature]:
+        """The shift always; the scale where it divides by a spread, unless `eps` counts beside that."""
+        is_scaled = self.normalize or (self.std != "none" and self.eps <= NEGLIGIBLE)
+        return frozenset({"shift", "scale"}) if is_scaled else frozenset({"shift"})
 
     @model_validator(mode="after")
     def _normalise_once(self) -> Self:

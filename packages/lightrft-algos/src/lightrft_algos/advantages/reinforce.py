@@ -7,7 +7,7 @@ A KL penalty in the rewards arrives as token rewards. Time is counted in trained
 
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Fraction, Section
+from lightrft_core.sections import Feature, Fraction, Section
 from pydantic import Field
 
 from lightrft_algos.whitening import finished, whiten
@@ -22,6 +22,12 @@ class ReinforceConfig(Section):
     """Whiten over all ranks' tokens, as `reinforce_pp` does."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
+
+    def ignores(self) -> frozenset[Feature]:
+        """The scale where it whitens; the shift too, unless it is discounted, which shifts tokens differently."""
+        if not self.normalize:
+            return frozenset()
+        return frozenset({"shift", "scale"}) if self.gamma == 1 else frozenset({"scale"})
 
 
 def reinforce(batch: Batch, world: World, *, config: ReinforceConfig) -> Advantages:

@@ -7,7 +7,7 @@ There is no group: one completion a prompt is enough. The KL belongs into the re
 
 from lightrft_core.data import Batch
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Fraction, Section
+from lightrft_core.sections import Feature, Fraction, Section
 from pydantic import Field
 
 from lightrft_algos.advantages.reinforce import discounted, token_rewards
@@ -21,6 +21,10 @@ class ReinforcePPConfig(Section):
     """Discount per token; 1 gives every token the whole return."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage, after whitening; by default there is no limit."""
+
+    def ignores(self) -> frozenset[Feature]:
+        """The scale; the shift too, unless it is discounted, which shifts tokens differently."""
+        return frozenset({"shift", "scale"}) if self.gamma == 1 else frozenset({"scale"})
 
 
 def reinforce_pp(batch: Batch, world: World, *, config: ReinforcePPConfig) -> Advantages:

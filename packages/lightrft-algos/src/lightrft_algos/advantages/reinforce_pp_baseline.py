@@ -8,7 +8,7 @@ into the loss, by k2.
 
 from lightrft_core.data import Batch
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Section
+from lightrft_core.sections import Feature, Section
 from pydantic import Field
 
 from lightrft_algos.groups import siblings
@@ -20,6 +20,10 @@ class ReinforcePPBaselineConfig(Section):
 
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage, after whitening; by default there is no limit."""
+
+    def ignores(self) -> frozenset[Feature]:
+        """Both: it subtracts a mean, and divides by a spread."""
+        return frozenset({"shift", "scale"})
 
 
 def reinforce_pp_baseline(batch: Batch, world: World, *, config: ReinforcePPBaselineConfig) -> Advantages:

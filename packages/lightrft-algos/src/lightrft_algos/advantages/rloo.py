@@ -5,7 +5,7 @@ A_i = R_i - mean_{j != i} R_j = G / (G - 1) (R_i - mean_g)
 
 from lightrft_core.data import Batch
 from lightrft_core.protocols import Advantages, World
-from lightrft_core.sections import Section
+from lightrft_core.sections import Feature, Section
 from pydantic import Field
 
 from lightrft_algos.groups import on_tokens, siblings
@@ -19,6 +19,10 @@ class RlooConfig(Section):
     """Whiten over all ranks' tokens, which the paper does not."""
     clip: float | None = Field(default=None, gt=0)
     """Largest absolute advantage; by default there is no limit."""
+
+    def ignores(self) -> frozenset[Feature]:
+        """The shift always; the scale where it whitens."""
+        return frozenset({"shift", "scale"}) if self.normalize else frozenset({"shift"})
 
 
 def rloo(batch: Batch, world: World, *, config: RlooConfig) -> Advantages:

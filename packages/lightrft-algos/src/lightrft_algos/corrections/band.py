@@ -14,7 +14,8 @@ from lightrft_core.protocols import Corrected, World
 from lightrft_core.sections import Section
 from pydantic import Field, model_validator
 
-from lightrft_algos.corrections.gap import Level, gap, gap_metrics, weights
+from lightrft_algos.corrections.gap import Level, gap, gap_metrics, log_weights
+from lightrft_algos.ratios import bounded, is_out_of_bounds
 
 
 class BandConfig(Section):
@@ -39,9 +40,11 @@ class BandConfig(Section):
 def band(batch: Batch, world: World, *, config: BandConfig) -> Corrected:
     """A narrower mask: what is left out counts in no mean. `correction/masked_fraction` is its share."""
     gap_BT = gap(batch)
-    free_BT = weights(gap_BT, batch, config.level)
+    log_BT = log_weights(gap_BT, batch, config.level)
+    free_BT = bounded(log_BT).exp()
     stays_BT = (free_BT >= config.low) & (free_BT <= config.high)
     kept_BT = batch.mask_BT & stays_BT
     weights_BT = (free_BT if config.weigh else free_BT.new_ones(free_BT.shape)).masked_fill(~kept_BT, 0.0)
-    metrics = gap_metrics(gap_BT, ("masked_fraction", ~stays_BT), weights_BT, batch.mask_BT, world)
+    shares = {"masked_fraction": ~stays_BT, "clamp_fraction": is_out_of_bounds(log_BT)}
+    metrics = gap_metrics(gap_BT, shares, weights_BT, batch.mask_BT, world)
     return Corrected(weights_BT.masked_fill(~batch.mask_BT, 1.0), kept_BT, metrics)

@@ -12,7 +12,6 @@ from typing import Literal
 from lightrft_core.data import Batch, Tensor
 from lightrft_core.protocols import World
 
-MAX_LOG_WEIGHT = 20.0
 Level = Literal["token", "sequence", "geometric"]
 
 
@@ -23,38 +22,32 @@ def gap(batch: Batch) -> Tensor:
     return (batch.old_logprobs_BT - batch.engine_logprobs_BT).masked_fill(~batch.mask_BT, 0.0)
 
 
-def weights(gap_BT: Tensor, batch: Batch, level: Level) -> Tensor:
-    """Ratios [B, T] before any bound; the logarithm is held within +-20."""
-    if level != "token":
-        total_B1 = gap_BT.sum(-1, keepdim=True)
-        if level == "geometric":
-            total_B1 = total_B1 / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)
-        gap_BT = total_B1.expand(batch.mask_BT.shape)
-    return gap_BT.clamp(-MAX_LOG_WEIGHT, MAX_LOG_WEIGHT).exp()
+def log_weights(gap_BT: Tensor, batch: Batch, level: Level) -> Tensor:
+    """Logarithms of the ratios [B, T], before any bound; `ratios.bounded` holds them within +-20 before `exp`."""
+    if level == "token":
+        return gap_BT
+    total_B1 = gap_BT.sum(-1, keepdim=True)
+    if level == "geometric":
+        total_B1 = total_B1 / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    return total_B1.expand(batch.mask_BT.shape)
 
 
 def gap_metrics(
-    gap_BT: Tensor, outside: tuple[str, Tensor], weights_BT: Tensor, mask_BT: Tensor, world: World
+    gap_BT: Tensor, shares: Mapping[str, Tensor], weights_BT: Tensor, mask_BT: Tensor, world: World
 ) -> Mapping[str, float]:
     """Means over the trained tokens of all ranks, and the largest gap; gaps in nats.
 
-    `outside` names the metric of the tokens out of bounds, and marks them.
+    `shares` names marked tokens [B, T], such as those out of bounds; each becomes the share that is marked.
     """
     sizes_BT = gap_BT.double().abs()
-    totals = [
-        float(mask_BT.sum()),
-        float(sizes_BT.sum()),
-        -float(gap_BT.double().sum()),
-        float((outside[1] & mask_BT).sum()),
-        float(weights_BT.double().masked_fill(~mask_BT, 0.0).sum()),
-    ]
-    count, size, kl, bounded, weight = world.sum(totals)
-    largest = max(world.gather(float(sizes_BT.max()) if sizes_BT.numel() else 0.0))
-    num = max(count, 1.0)
-    return {
-        "correction/gap_mean": size / num,
-        "correction/gap_max": largest,
-        "correction/engine_kl": kl / num,
-        f"correction/{outside[0]}": bounded / num,
-        "correction/weight_mean": weight / num,
+    sums = {
+        "gap_mean": sizes_BT,
+        "engine_kl": -gap_BT.double(),
+        "weight_mean": weights_BT.double(),
+        **{name: marked_BT.double() for name, marked_BT in shares.items()},
     }
+    own = [float(values_BT.masked_fill(~mask_BT, 0.0).sum()) for values_BT in sums.values()]
+    count, *totals = world.sum([float(mask_BT.sum()), *own])
+    largest = max(world.gather(float(sizes_BT.max()) if sizes_BT.numel() else 0.0))
+    means = {f"correction/{name}": total / max(count, 1.0) for name, total in zip(sums, totals, strict=True)}
+    return {**means, "correction/gap_max": largest}

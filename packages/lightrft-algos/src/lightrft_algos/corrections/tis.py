@@ -10,7 +10,8 @@ from lightrft_core.protocols import Corrected, World
 from lightrft_core.sections import Section
 from pydantic import Field
 
-from lightrft_algos.corrections.gap import gap, gap_metrics, weights
+from lightrft_algos.corrections.gap import gap, gap_metrics, log_weights
+from lightrft_algos.ratios import bounded, is_out_of_bounds
 
 
 class TisConfig(Section):
@@ -25,7 +26,8 @@ class TisConfig(Section):
 def tis(batch: Batch, world: World, *, config: TisConfig) -> Corrected:
     """Weights [B, T], 1 at tokens that do not train."""
     gap_BT = gap(batch)
-    free_BT = weights(gap_BT, batch, config.level)
+    log_BT = log_weights(gap_BT, batch, config.level)
+    free_BT = bounded(log_BT).exp()
     weights_BT = free_BT.clamp(max=config.cap).masked_fill(~batch.mask_BT, 1.0)
-    capped = "capped_fraction", free_BT > config.cap
-    return Corrected(weights_BT, metrics=gap_metrics(gap_BT, capped, weights_BT, batch.mask_BT, world))
+    shares = {"capped_fraction": free_BT > config.cap, "clamp_fraction": is_out_of_bounds(log_BT)}
+    return Corrected(weights_BT, metrics=gap_metrics(gap_BT, shares, weights_BT, batch.mask_BT, world))

@@ -11,7 +11,7 @@ from lightrft_core.data import LossInputs, LossOutput
 from lightrft_core.sections import Idle, LossSection
 from pydantic import Field
 
-from lightrft_algos.ratios import bounded, log_ratio, ratio_metrics, token_mean
+from lightrft_algos.ratios import bounded, is_out_of_bounds, log_ratio, ratio_metrics, token_mean
 
 
 class GmpoConfig(LossSection):
@@ -30,13 +30,18 @@ class GmpoConfig(LossSection):
 def gmpo(inputs: LossInputs, *, config: GmpoConfig) -> LossOutput:
     """Per sequence, with the mean of its tokens' advantages. The mean of the log-ratios is held within +-20.
 
-    Metrics per token: those of `ratio_metrics`, and `clip_fraction` (tokens whose gradient the clip removed).
+    Metrics per token: those of `ratio_metrics`, and `clip_fraction` (tokens whose gradient the clip removed); per
+    sequence: `clamp_fraction` (those whose mean was held).
     """
     advantages_B = token_mean(inputs.advantages_BT, inputs)
     sign_B1 = advantages_B.sign().unsqueeze(1)
     log_ratio_BT = log_ratio(inputs)
     free_BT = sign_B1 * log_ratio_BT
     held_BT = sign_B1 * log_ratio_BT.clamp(-config.clip_low, config.clip_high)
-    ratio_B = bounded(token_mean(sign_B1 * free_BT.minimum(held_BT), inputs)).exp()
-    is_clipped_BT = (held_BT < free_BT).to(ratio_B.dtype)
-    return LossOutput(-advantages_B * ratio_B, {**ratio_metrics(log_ratio_BT), "clip_fraction": is_clipped_BT})
+    mean_B = token_mean(sign_B1 * free_BT.minimum(held_BT), inputs)
+    ratio_B = bounded(mean_B).exp()
+    metrics = ratio_metrics(log_ratio_BT) | {
+        "clip_fraction": (held_BT < free_BT).to(ratio_B.dtype),
+        "clamp_fraction": is_out_of_bounds(mean_B),
+    }
+    return LossOutput(-advantages_B * ratio_B, metrics)

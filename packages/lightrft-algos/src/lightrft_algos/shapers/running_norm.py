@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from lightrft_core.data import Group
 from lightrft_core.protocols import Json, Setup, World
-from lightrft_core.sections import Section
+from lightrft_core.sections import Feature, Section
 from pydantic import Field
 
 SAME = 1e-9  # a spread this small against the mean is rounding: nothing has differed yet
@@ -25,6 +25,14 @@ class RunningNormConfig(Section):
     """Subtract the running mean, too; a group baseline does so anyway."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the standard deviation."""
+
+    def undone_by(self, ignored: frozenset[Feature]) -> Mapping[str, str]:
+        """All of it where the advantage divides by a spread; `minus_mean` where it subtracts a mean."""
+        is_shift_seen = self.minus_mean and "shift" not in ignored
+        if "scale" in ignored and not is_shift_seen:
+            why = "the advantage divides by the spread of the rewards, whatever their scale"
+            return {"": f"{why}; rloo, reinforce and group_norm with std: none keep it."}
+        return {"minus_mean": "the advantage subtracts a mean anyway."} if "shift" in ignored else {}
 
 
 class RunningNorm:

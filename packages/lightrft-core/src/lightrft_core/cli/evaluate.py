@@ -92,7 +92,7 @@ def _print(metrics: dict[str, float], title: str, as_json: bool) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(metrics.items()):
-        table.add_row(name, f"{value:.0f}" if value > 1 and value.is_integer() else f"{value:.4f}")
+        table.add_row(name, f"{value:.0f}" if value > 1 and float(value).is_integer() else f"{value:.4f}")
     Console(highlight=False).print(table)
 
 

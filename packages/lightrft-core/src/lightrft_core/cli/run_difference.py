@@ -1,6 +1,6 @@
 """How two runs differ, in words, from their resolved run files and manifests."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from lightrft_core.cli.run_comparison import comparison_of
@@ -12,6 +12,7 @@ from lightrft_core.rundir import RunDir
 _ROLES = {"task": "training data", "evaluation": "held-out data"}
 _NOT_PARTS = ("algorithm", "normalised_by")
 _PLACES = frozenset(("run.dir", "run.about"))
+DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,13 @@ class Change:
     new: Json
     old_from: str
     new_from: str
+
+    @property
+    def is_told(self) -> bool:
+        """Not where one run lacks the key and the other has its default: the part that it belongs to is told."""
+        return not (
+            (self.old == ABSENT and self.new_from == DEFAULT) or (self.new == ABSENT and self.old_from == DEFAULT)
+        )
 
     @property
     def sentence(self) -> str:
@@ -68,7 +76,7 @@ def print_difference(difference: Difference) -> None:
     """As a page."""
     print(printable(f"from {difference.names[0]} to {difference.names[1]}"))
     blocks = (
-        ("settings", [change.sentence for change in difference.settings]),
+        ("settings", _told(difference.settings)),
         ("formulas", difference.formula),
         ("circumstances", difference.circumstances),
     )
@@ -81,6 +89,14 @@ def print_difference(difference: Difference) -> None:
         print("nothing that is recorded differs")
     elif difference.same:
         print(f"the same in both: {', '.join(difference.same)}")
+
+
+def _told(changes: Sequence[Change]) -> list[str]:
+    """Sentences of those that say something, and how many do not."""
+    told = [change.sentence for change in changes if change.is_told]
+    left = len(changes) - len(told)
+    more = f"and {left} default{'s' if left > 1 else ''} of what only one of them has (--json lists them)"
+    return [*told, more] if left else told
 
 
 def _formula_sentences(one: Mapping[str, Json], two: Mapping[str, Json]) -> Iterator[str]:
@@ -173,7 +189,7 @@ def _writer(manifest: Mapping[str, Json], key: str) -> str:
         if key in origins:
             return str(origins[key])
         key = key.rpartition(".")[0]
-    return "default"
+    return DEFAULT
 
 
 def _valued(value: Json, writer: str) -> str:

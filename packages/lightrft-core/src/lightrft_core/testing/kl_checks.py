@@ -4,32 +4,39 @@ import math
 from dataclasses import replace
 
 from lightrft_core.data import LossInputs, LossOutput, Tensor
-from lightrft_core.objective import Objective
+from lightrft_core.objective import Objective, kl_output
 from lightrft_core.testing import tensors
 from lightrft_core.testing.loss_checks import totals_of
 from lightrft_core.testing.results import Case, Check, require
 from lightrft_core.testing.tensors import TOLERANCE
 
 
+def estimate(case: Case, logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
+    """The values [B, T] alone."""
+    return kl_output(case.call(logprobs_BT, ref_logprobs_BT)).values
+
+
 def values_are_per_token(case: Case) -> None:
-    """[B, T] in, [B, T] out."""
+    """[B, T] in, [B, T] out; metrics alike."""
     inputs = tensors.loss_inputs()
-    shape = tuple(case.call(inputs.logprobs_BT, inputs.ref_logprobs_BT).shape)
-    require(shape == tuple(inputs.mask_BT.shape), f"values have shape {shape}, expected {tuple(inputs.mask_BT.shape)}")
+    output = kl_output(case.call(inputs.logprobs_BT, inputs.ref_logprobs_BT))
+    wanted = tuple(inputs.mask_BT.shape)
+    for name, values_BT in {"values": output.values, **output.metrics}.items():
+        require(tuple(values_BT.shape) == wanted, f"{name} has shape {tuple(values_BT.shape)}, expected {wanted}")
 
 
 def equal_policies_have_no_divergence(case: Case) -> None:
     """Exactly 0."""
     logprobs_BT = tensors.loss_inputs().logprobs_BT
-    values_BT = case.call(logprobs_BT, logprobs_BT.clone())
+    values_BT = estimate(case, logprobs_BT, logprobs_BT.clone())
     require(tensors.deviation(values_BT, logprobs_BT * 0.0) == 0.0, "not 0 where policy and reference are equal")
 
 
 def each_token_stands_alone(case: Case) -> None:
     """Values of a slice are the slice of the values: rows, order and padding cannot matter."""
     inputs = tensors.loss_inputs()
-    whole_BT = case.call(inputs.logprobs_BT, inputs.old_logprobs_BT)
-    part_BT = case.call(inputs.logprobs_BT[2:5, 1:4], inputs.old_logprobs_BT[2:5, 1:4])
+    whole_BT = estimate(case, inputs.logprobs_BT, inputs.old_logprobs_BT)
+    part_BT = estimate(case, inputs.logprobs_BT[2:5, 1:4], inputs.old_logprobs_BT[2:5, 1:4])
     gap = tensors.deviation(part_BT, whole_BT[2:5, 1:4])
     require(gap <= TOLERANCE, f"a token's value depends on other tokens (by {gap:.3g})")
 
@@ -39,7 +46,7 @@ def extreme_log_ratios_stay_finite(case: Case) -> None:
     torch = tensors.torch_module()
     jumps_T = torch.tensor([[50.0, -50.0, 1000.0, -1000.0]])
     leaf_T = torch.zeros(1, 4).requires_grad_()
-    values_T = case.call(leaf_T, jumps_T)
+    values_T = estimate(case, leaf_T, jumps_T)
     values_T.sum().backward()
     require(bool(torch.isfinite(values_T).all()), "values are not finite: clamp log-ratios before exp")
     require(bool(torch.isfinite(leaf_T.grad).all()), "gradients are not finite: clamp log-ratios before exp")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _GAP, _BAR_FROM = 2, 60  # columns between the cells of a line; width of a terminal that has room for a bar
 _LOSS_NOTE: Final = (
-    "note: policy_loss stays near 0 and need not fall: on-policy every ratio is 1 and the advantages of a group add up "
-    "to 0, so only its gradient counts; what is left comes from unequal lengths. Watch reward and accuracy."
+    "note: policy_loss need not fall: on-policy every ratio is 1 and its value is that of the advantages, which are "
+    "centred around 0 by most algorithms; only its gradient counts. Watch reward and accuracy."
 )
 
 

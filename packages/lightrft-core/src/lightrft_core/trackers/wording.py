@@ -54,10 +54,13 @@ HEALTH: Final[tuple[tuple[str, str, Format], ...]] = (
     ("completion/truncated_fraction", "truncated", percent),
     ("group/zero_spread_fraction", "no spread", percent),
     ("filter/kept_fraction", "kept", percent),
+    ("filter/filled_fraction", "filled", percent),
     ("reward/unscored_fraction", "unscored", percent),
     ("train/policy_loss", "policy_loss", short),
     ("train/clip_fraction", "clipped", percent),
+    ("train/clamp_fraction", "clamped", percent),
     ("train/kl", "kl", short),
+    ("train/kl_clamp_fraction", "kl clamped", percent),
     ("train/entropy", "entropy", fixed),
     ("train/grad_norm", "grad norm", fixed),
     ("train/lr", "lr", short),
@@ -65,7 +68,14 @@ HEALTH: Final[tuple[tuple[str, str, Format], ...]] = (
     ("gap/logprob_mean_abs", "gap", short),
     ("throughput/tokens_per_s", "tok/s", thousands),
 )
-_ONLY_WHERE_NOT_ZERO: Final = frozenset(("reward/unscored_fraction", "train/skipped_steps", "eval/unscored_fraction"))
+_NOT_TOLD_AT: Final[Mapping[str, float]] = {  # what is so unless something is wrong
+    "reward/unscored_fraction": 0.0,
+    "eval/unscored_fraction": 0.0,
+    "train/skipped_steps": 0.0,
+    "train/clamp_fraction": 0.0,
+    "train/kl_clamp_fraction": 0.0,
+    "filter/filled_fraction": 1.0,
+}
 _HELD_OUT: Final[tuple[tuple[str, str, Format], ...]] = (
     ("eval/score", "score", fixed),
     ("eval/accuracy", "accuracy", fixed),
@@ -97,5 +107,5 @@ def _written(metrics: Mapping[str, float], table: tuple[tuple[str, str, Format],
     return [
         (label, write(metrics[name]))
         for name, label, write in table
-        if name in metrics and not (name in _ONLY_WHERE_NOT_ZERO and metrics[name] == 0)
+        if name in metrics and metrics[name] != _NOT_TOLD_AT.get(name)
     ]
