@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.errors import RunFailed
+from lightrft_core.seal import sha256_of
 
 CONTENT = {"model.safetensors": bytes(range(256)) * 40, "optim/rank_0.safetensors": b"moment" * 500}
 
@@ -60,6 +61,34 @@ def test_the_manifest_lists_every_file_with_size_and_hash(tmp_path):
 def test_only_the_newest_are_kept(tmp_path):
     saved(tmp_path, 2, 4, 6, 8, keep=2)
     assert names(tmp_path) == ["step_000006", "step_000008"]
+
+
+def test_old_ones_go_until_all_together_are_small_enough(tmp_path):
+    size = size_of(saved(tmp_path, 1).newest().path)
+    checkpoints = Checkpoints(tmp_path, 9, max_bytes=2.5 * size)
+    for step in (2, 3, 4):
+        checkpoints.save(step, {"step": step}, write)
+    assert names(tmp_path) == ["step_000003", "step_000004"]
+
+
+def test_the_newest_stays_however_large_it_is(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, 9, max_bytes=10)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step}, write)
+    assert names(tmp_path) == ["step_000002"]
+    assert "step_000002 alone takes " in caplog.text
+    assert " bytes, more than checkpoint.max_gb allows" in caplog.text
+
+
+def test_number_and_size_both_limit(tmp_path):
+    size = size_of(saved(tmp_path, 1).newest().path)
+    for step in (2, 3, 4):
+        Checkpoints(tmp_path, 2, max_bytes=99 * size).save(step, {"step": step}, write)
+    assert names(tmp_path) == ["step_000003", "step_000004"]
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def test_the_old_one_goes_only_after_the_new_one_is_there(tmp_path):
@@ -372,6 +401,52 @@ def test_all_ranks_write_their_files_into_one_checkpoint(tmp_path):
     found = on_ranks(3, lambda world: Checkpoints(tmp_path, 2).newest(world))
     assert [checkpoint.state for checkpoint in found] == [{"world": 3}] * 3
     assert sorted(path.name for path in found[0].path.glob("rank_*")) == [f"rank_{n}.safetensors" for n in range(3)]
+
+
+def test_ranks_share_the_hashing_of_the_files(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("lightrft_core.seal.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    saved(tmp_path, 1)
+    hashed.clear()
+    assert [found.step for found in on_ranks(2, lambda world: Checkpoints(tmp_path, 1).newest(world))] == [1, 1]
+    assert sorted(hashed) == ["model.safetensors", "rank_0.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_damage_that_one_rank_finds_is_told_once_and_heeded_by_all(tmp_path, caplog, file):
+    saved(tmp_path, 1, 2)
+    DAMAGE["flipped"](tmp_path / "step_000002" / file)
+    assert [found.step for found in on_ranks(2, lambda world: Checkpoints(tmp_path, 2).newest(world))] == [1, 1]
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "step_000002" in message
+    assert file in message
+
+
+def test_more_is_written_once_all_ranks_are_done_with_what_comes_before(tmp_path):
+    done = []
+
+    def first(world):
+        return lambda folder: done.append("first") or write_part(folder, f"first{world.rank}")
+
+    def second(world):
+        return lambda folder: write_part(folder, f"second{world.rank}:{done.count('first')}")
+
+    on_ranks(2, lambda world: Checkpoints(tmp_path, 2).save(1, {}, first(world), world, also=[second(world)]))
+    parts = sorted(path.name for path in (tmp_path / "step_000001").glob("*:*"))
+    assert parts == ["second0:2", "second1:2"]
+
+
+def write_part(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"part")
+
+
+def test_what_fails_on_one_rank_keeps_the_others_from_the_next_part(tmp_path):
+    def work(world):
+        parts = [no_space if world.rank == 0 else write, lambda folder: pytest.fail("it must not come to this")]
+        return Checkpoints(tmp_path, 2).save(1, {}, parts[0], world, also=parts[1:])
+
+    results = on_ranks(2, work)
+    assert all(isinstance(error, RunFailed) and "rank 0: " in str(error) for error in results)
 
 
 def test_a_full_disk_on_one_rank_fails_the_save_on_all(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from lightrft_core.data import Group, Prompt, Rollout
 from lightrft_core.errors import RunFailed, StoppedEarly, UserError
 from lightrft_core.metrics_file import metrics_line
+from lightrft_core.resumption import note_changes
 from lightrft_core.rundir import RunDir
 from lightrft_core.session import Session, checkpoint_of, find_run
 from lightrft_core.store import RolloutStore
@@ -134,7 +135,7 @@ def test_a_run_that_ends_leaves_everything_in_its_folder(ended):
 def test_the_log_tells_what_happened(ended):
     text = ended.session.run_dir.log.read_text()
     assert "INFO lightrft_core.trainer: evaluation at step 0: {" in text
-    assert "INFO lightrft_core.trainer: saved " in text
+    assert "INFO lightrft_core.saving: saved " in text
     assert "step_000002" in text
 
 
@@ -161,6 +162,37 @@ def test_a_signal_stops_the_run_with_a_checkpoint(session, capfd):
     assert session.heard() == ["stopped"]
     assert checkpoint_of(run.run_dir, None).step == 1
     assert "SIGTERM: finishing this phase, then saving" in capfd.readouterr().err
+
+
+def test_a_signal_waits_for_a_checkpoint_that_is_written_beside_training(session):
+    run = session("checkpoint.every=1", "checkpoint.background=true", "run.steps=3", on_step="terminate")
+    with pytest.raises(StoppedEarly, match=r"stopped after step 1 \(SIGTERM\)"):
+        run.train(resume=False)
+    assert checkpoint_of(run.run_dir, None).step == 1
+    session("run.steps=3").train(resume=True)
+    assert checkpoint_of(run.run_dir, None).step == 3
+
+
+def test_the_manifest_tells_where_a_run_went_on(session):
+    run = session("run.steps=3", on_step="terminate")
+    with pytest.raises(StoppedEarly):
+        run.train(resume=False)
+    assert "resumed" not in run.run_dir.read_manifest()
+    note_changes(run.run_dir, {"checkpoint.keep": [3, 5]})
+    session("run.steps=3").train(resume=True)
+    (entry,) = run.run_dir.read_manifest()["resumed"]
+    assert (entry["step"], entry["changed"]) == (1, {"checkpoint.keep": [3, 5]})
+    assert "changed since then: checkpoint.keep 3 -> 5" in session.said
+    assert "resumed at step 1 with changes: checkpoint.keep 3 -> 5" in run.run_dir.log.read_text()
+
+
+def test_a_part_whose_state_no_checkpoint_holds_is_refused_on_resume(session):
+    run = session("run.steps=3", on_step="terminate")
+    with pytest.raises(StoppedEarly):
+        run.train(resume=False)
+    shaped = session("run.steps=3", "advantage={use: reinforce}", "shapers=[running_norm]")
+    with pytest.raises(UserError, match=r"the checkpoint holds nothing of shaper0, which keeps a state\. Resume with"):
+        shaped.train(resume=True)
 
 
 def test_the_time_limit_stops_the_run(session):

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 from lightrft_core.errors import UserError
@@ -56,6 +57,31 @@ def test_the_second_signal_ends_the_process_at_once():
     assert done.stderr.strip().splitlines()[-1] == "SIGTERM: ending at once; nothing more is saved"
 
 
+def test_a_stop_file_asks_for_a_stop_and_says_why(tmp_path):
+    file = tmp_path / "STOP"
+    with Stopper(stop_file=file) as stopper:
+        assert stopper.requested is None
+        file.touch()
+        assert stopper.requested == "asked by its STOP file"
+        file.write_text("SIGTERM\n")
+        assert stopper.requested == "SIGTERM"
+
+
+def test_in_another_thread_it_takes_the_stop_file_and_leaves_signals_alone(tmp_path):
+    (tmp_path / "STOP").touch()
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with Stopper(stop_file=tmp_path / "STOP") as stopper:
+            found.append(stopper.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == ["asked by its STOP file"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_signal_that_a_launcher_repeats_within_the_grace_counts_as_the_same():
     now = [0.0]
     with Stopper(grace=1.0, clock=lambda: now[0]) as stopper:
@@ -75,6 +101,25 @@ def test_the_time_limit_leaves_room_for_one_more_step_and_a_save():
     assert stopper.requested is None
     now[0] += 0.2
     assert stopper.requested == "time limit"
+
+
+def test_a_save_beside_training_takes_off_what_it_still_needs():
+    now = [0.0]
+    stopper = Stopper(max_time=1000, clock=lambda: now[0])
+    stopper.note_save(100)
+    stopper.note_save_begun()
+    now[0] = 30
+    assert stopper.seconds_left == pytest.approx(1000 - 30 - 1.2 * (100 + 70))
+    stopper.note_save(90)
+    assert stopper.seconds_left == pytest.approx(1000 - 30 - 1.2 * 100)
+
+
+def test_a_first_save_beside_training_shows_how_long_one_takes_while_it_goes_on():
+    now = [0.0]
+    stopper = Stopper(max_time=1000, clock=lambda: now[0])
+    stopper.note_save_begun()
+    now[0] = 250
+    assert stopper.seconds_left == pytest.approx(1000 - 250 - 1.2 * 250)
 
 
 def test_without_a_limit_time_never_ends_a_run():

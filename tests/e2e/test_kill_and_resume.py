@@ -77,8 +77,8 @@ def _flip_one_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "told"),
     [
-        (_cut_short, "policy/weights/whole.safetensors", "whole.safetensors has"),
-        (_flip_one_bit, "policy/optimizer/whole.safetensors", "whole.safetensors has another content"),
+        (_cut_short, "policy/weights/whole.safetensors", "has"),
+        (_flip_one_bit, "policy/optimizer/whole.safetensors", "has another content"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
@@ -89,6 +89,6 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     damage(run / "checkpoints/step_000004" / file)
     done = lightrft("train", "--resume", "damaged")
     assert done.returncode == 0, done.stderr
-    assert f"checkpoint {run}/checkpoints/step_000004 is refused: {told}" in done.stderr
+    assert f"checkpoint {run}/checkpoints/step_000004 is refused: {file} {told}" in done.stderr
     assert "checkpoints/step_000003 (step 3 of 4)" in done.stderr
     assert run_facts(run) == run_facts(killed.folder / "undisturbed")

@@ -3,12 +3,12 @@
 A run file that needs an ability is refused where the chosen component lacks it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lightrft_core.data import Batch, Tensor
-from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Module, Strategy
+from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Module, Strategy, World
 from lightrft_core.sections import CriticSection
 
 Ranks = Any  # the ranks that share a sequence, as the strategy's framework knows them
@@ -40,6 +40,28 @@ class SkeletonAdapter(Protocol):
 
     def skeleton(self, role: str) -> Module:
         """What `load` returns, on the meta device."""
+
+
+@runtime_checkable
+class LoraAdapter(Protocol):
+    """A model adapter whose policy may learn by LoRA: low-rank adapters in place, all other weights frozen."""
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether the run asks for it; the other methods are for this case alone."""
+
+    @property
+    def lora_shards(self) -> bool:
+        """Whether the weights may be split over ranks; those in 4 bits may not."""
+
+    def load_lora(self) -> Module:
+        """The policy with adapters by PEFT, which alone take a gradient; the same on every rank. `load` has none."""
+
+    def lora_skeleton(self) -> Module:
+        """The same without weights, on the meta device."""
+
+    def base_digest(self) -> bytes:
+        """A hash of the base model's files: adapters belong to one base model."""
 
 
 @runtime_checkable
@@ -79,8 +101,34 @@ class MixingStrategy(Strategy, Protocol):
         """The next step, and it alone, adds `coef` times the mean over all ranks' tokens of -log p of these."""
 
 
+class LoraStrategy(Strategy, Protocol):
+    """A strategy that may train adapters alone: one whose component provides `lora`."""
+
+    def export_adapters(self, path: Path) -> None:
+        """Write the adapters as a PEFT folder; `UserError` where the run trained all weights."""
+
+
 class AveragingStrategy(Strategy, Protocol):
     """A strategy that may keep a moving average of the policy's weights: one whose component provides `ema`."""
 
     def take_average(self) -> None:
         """Make the average the policy, for an export; `UserError` where the run kept none."""
+
+
+@runtime_checkable
+class StagingStrategy(Strategy, Protocol):
+    """A strategy that can be saved while it trains on: one whose component provides `background_save`."""
+
+    @property
+    def beside(self) -> World:
+        """The same ranks for a second thread: what it sends never mixes with what `world` sends.
+
+        All ranks ask for it together the first time.
+        """
+
+    def stage(self, *, export: str | None = None) -> Callable[[Path], None]:
+        """A copy of the state in CPU memory; all ranks call it together.
+
+        What is returned writes the copy as `save` writes the state: it is called once, on every rank, by a second
+        thread, and touches no module. With `export` it also writes what `export` writes, into the folder of that name.
+        """

@@ -95,7 +95,7 @@ class Rehearsal:
 def rehearse(run_file: RunFile, plugins: Plugins) -> Rehearsal:
     """Build tokenizer, task and rewards; no weights are loaded and nothing is written."""
     plan = check_batch(run_file, 1)
-    builder = Builder(plugins, _first_setup(run_file, plugins, Path()))
+    builder = Builder(plugins, first_setup(run_file, plugins, Path()))
     builder.setup.model = builder.instance(run_file.model)
     task = builder.instance(run_file.task)
     held_out = builder.instance(run_file.evaluation_task) if run_file.evaluation_task else None
@@ -118,18 +118,15 @@ def needs_of(run_file: RunFile) -> frozenset[str]:
     return frozenset(needs)
 
 
-def build_core(
-    run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size: int, *, train: bool = True, export: bool = False
-) -> Core:
+def build_core(run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size: int, *, train: bool = True) -> Core:
     """Model, strategy and engine, loaded, after the batch arithmetic is checked.
 
-    Without `train` the policy is all that is loaded, with `export` also a critic that is to be exported."""
+    Without `train` the policy is all that is loaded."""
     plan = check_batch(run_file, world_size)
-    setup = _first_setup(run_file, plugins, run_dir.path)
-    setup.needs = needs_of(run_file) if train else frozenset()
-    has_critic = train or (export and run_file.critic.export)
-    setup.critic = run_file.critic if has_critic and run_file.needs_values else None
-    builder = Builder(plugins, setup)
+    builder = Builder(plugins, first_setup(run_file, plugins, run_dir.path))
+    setup = builder.setup
+    setup.learns, setup.needs = train, needs_of(run_file) if train else frozenset()
+    setup.critic = run_file.critic if train and run_file.needs_values else None
     setup.model = builder.instance(run_file.model)
     task = builder.instance(run_file.task) if train else None
     evaluation_task = builder.instance(run_file.evaluation_task) if run_file.evaluation_task else None
@@ -174,7 +171,7 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         trackers=[build.instance(item) for item in run_file.trackers],
         callbacks=[build.instance(item) for item in run_file.callbacks],
         store=RolloutStore(run_dir.rollouts) if run_file.rollouts.save else None,
-        checkpoints=Checkpoints(run_dir.checkpoints, run_file.checkpoint.keep),
+        checkpoints=Checkpoints(run_dir.checkpoints, run_file.checkpoint.keep, run_file.checkpoint.max_bytes),
         stopper=stopper,
         before_update=before_update(run_file.optim.ptx, core.model, core.strategy, run_file.run.seed),
     )
@@ -249,7 +246,7 @@ def uncorrected(batch: Batch, world: World) -> Corrected:
     return Corrected()
 
 
-def _first_setup(run_file: RunFile, plugins: Plugins, run_dir: Path) -> Setup:
+def first_setup(run_file: RunFile, plugins: Plugins, run_dir: Path) -> Setup:
     """What is known before anything is built."""
     patches = _patches(run_file, plugins)
     return Setup(

@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -51,25 +53,33 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run under `root`, of which the newest `keep` stay. All ranks share the folder."""
+    """The checkpoints of one run under `root`. All ranks share the folder.
 
-    def __init__(self, root: Path, keep: int) -> None:
-        self.root, self.keep = root, keep
+    The newest `keep` stay, as long as all of them together take no more than `max_bytes`; the newest always does.
+    """
+
+    def __init__(self, root: Path, keep: int, max_bytes: float | None = None) -> None:
+        self.root, self.keep, self.max_bytes = root, keep, max_bytes
         self._refused: set[str] = set()
 
-    def save(self, step: int, state: Json, write: Write, world: World | None = None) -> Path:
+    def save(
+        self, step: int, state: Json, write: Write, world: World | None = None, *, also: Sequence[Write] = ()
+    ) -> Path:
         """Publish a checkpoint of `step`; called by all ranks together, each of which writes its files with `write`.
 
-        `write` gets an existing folder. `state` is kept in state.json. Raises `RunFailed` on every rank where any of
-        them could not write; what was there before is then untouched. Other errors of `write` are raised as they are
-        on the rank that had them.
+        `write` gets an existing folder. `state` is kept in state.json. `also` are called after it, each once all ranks
+        are done with the one before. Raises `RunFailed` on every rank where any of them could not write; what was
+        there before is then untouched. Other errors of `write` are raised as they are on the rank that had them.
         """
         world = world or SoloWorld()
         final, beside = self.root / f"step_{step:06d}", self.root / f"tmp_step_{step:06d}"
         text = _dump(state)
         self._together(world, lambda: self._begin(beside) if world.rank == 0 else None)
         try:
-            self._together(world, lambda: _write_all(beside, write, text if world.rank == 0 else None))
+            # one by one: a rank that fails must not leave the others waiting inside of the next
+            parts: list[Write] = [partial(_write_state, text if world.rank == 0 else None), write, *also]
+            for part in parts:
+                self._together(world, partial(part, beside))
             mine: Files = {}
             self._together(world, lambda: mine.update(measure_files(beside, world.rank, world.size)))
             files = {name: facts for part in world.gather(mine) for name, facts in part.items()}
@@ -87,15 +97,11 @@ class Checkpoints:
     def newest(self, world: World | None = None) -> Checkpoint | None:
         """The newest whole checkpoint, or None without any. Each damaged one is named in a warning and passed over.
 
-        All ranks call it together; rank 0 reads and hashes the files, the others take its word.
+        All ranks call it together, and each reads and hashes its share of the files.
         """
         world = world or SoloWorld()
-        found = self._first_whole(self._published()) if world.rank == 0 else None
-        name = world.gather(found.path.name if found else None)[0]
-        if found is not None or name is None:
-            return found
-        path = self.root / name
-        return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
+        names: list[str] = world.gather([path.name for path in self._published()] if world.rank == 0 else None)[0]
+        return self._first_whole([self.root / name for name in names], world)
 
     def tidy(self, world: World | None = None) -> None:
         """Remove what a killed process left unfinished; for the run itself, not for those who read along."""
@@ -112,16 +118,18 @@ class Checkpoints:
 
     def at(self, step: int) -> Checkpoint | None:
         """The whole checkpoint of one step; None where there is none, with a warning where it is damaged."""
-        return self._first_whole([path for path in self._published() if _step_of(path) == step])
+        return self._first_whole([path for path in self._published() if _step_of(path) == step], SoloWorld())
 
-    def _first_whole(self, paths: Sequence[Path]) -> Checkpoint | None:
+    def _first_whole(self, paths: Sequence[Path], world: World) -> Checkpoint | None:
         for path in paths:
-            try:
-                verify(path)
-                return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8")))
-            except (Damaged, OSError, ValueError) as problem:
-                self._refused.add(path.name)
-                logger.warning("checkpoint %s is refused: %s", path, problem)
+            found, problem = _read_share(path, world.rank, world.size)
+            told = enumerate(world.gather(problem))
+            problems = [f"rank {rank}: {text}" if rank else text for rank, text in told if text is not None]
+            if found is not None and not problems:
+                return found
+            self._refused.add(path.name)
+            if world.rank == 0:
+                logger.warning("checkpoint %s is refused: %s", path, problems[0])
         return None
 
     def _published(self) -> list[Path]:
@@ -176,11 +184,21 @@ class Checkpoints:
         """Remove what we wrote and need no more, now that a newer one is on the disk. A failure here loses nothing."""
         earlier = [path for path in self._published() if _step_of(path) <= step and is_ours(path)]
         whole = [path for path in earlier if path.name.startswith("step") and self._looks_whole(path)]
-        for path in [path for path in earlier if path not in whole[: self.keep]]:
+        kept = self._within_limits(whole)
+        for path in [path for path in earlier if path not in kept]:
             try:
                 self._discard(path)
             except OSError as error:
                 logger.warning("old checkpoint %s could not be removed: %s", path, error)
+
+    def _within_limits(self, whole: Sequence[Path]) -> list[Path]:
+        """Those that stay, of whole ones from the newest on."""
+        totals = list(accumulate(_size_of(path) for path in whole[: self.keep]))
+        if self.max_bytes is None:
+            return list(whole[: self.keep])
+        if totals and totals[0] > self.max_bytes:
+            logger.warning("%s alone takes %s bytes, more than checkpoint.max_gb allows", whole[0], f"{totals[0]:,}")
+        return [path for path, total in zip(whole, totals, strict=False) if total <= self.max_bytes] or list(whole[:1])
 
     def _discard(self, path: Path) -> None:
         gone = self.root / f"gone_{path.name.removeprefix('old_')}"
@@ -214,7 +232,7 @@ class Checkpoints:
 
     def _failure(self, cause: str) -> RunFailed:
         newest = next((path for path in self._published() if self._looks_whole(path)), None)
-        size = sum(path.stat().st_size for path in list_files(newest)) if newest else 0
+        size = _size_of(newest) if newest else 0
         needed = f"; the last checkpoint took {size:,} bytes" if newest else ""
         kept = f"{newest} is intact." if newest else "There is no earlier checkpoint."
         return RunFailed(
@@ -224,12 +242,24 @@ class Checkpoints:
         )
 
 
-def _write_all(beside: Path, write: Write, state_text: str | None) -> None:
+def _write_state(text: str | None, beside: Path) -> None:
     if not beside.is_dir():
         raise OSError(errno.ENOENT, f"{beside} is not visible here: all ranks must share the run's folder")
-    if state_text is not None:
-        _write_text(beside / STATE, state_text)
-    write(beside)
+    if text is not None:
+        _write_text(beside / STATE, text)
+
+
+def _read_share(path: Path, rank: int, size: int) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint of whose files this rank's share was read and hashed, or what is wrong with it."""
+    try:
+        verify(path, rank, size)
+        return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8"))), None
+    except (Damaged, OSError, ValueError) as problem:
+        return None, str(problem)
+
+
+def _size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in list_files(path))
 
 
 def _dump(value: Json) -> str:

@@ -309,7 +309,8 @@ class Setup:
     """What a component may know of the run while it is built. Later parts are None until they exist.
 
     `critic` is None where nothing needs values; `run.steps` is known once tasks are built. `shard_units` are class
-    names of blocks that patches want gathered as one, where weights are sharded.
+    names of blocks that patches want gathered as one, where weights are sharded. Unless it `learns`, a strategy is
+    never asked for a step, and need not load what only steps use.
     """
 
     run: RunSection
@@ -322,6 +323,7 @@ class Setup:
     patches: tuple[tuple[str, Callable[[Module], None]], ...] = ()
     shard_units: tuple[str, ...] = ()
     world: World = field(default_factory=SoloWorld)
+    learns: bool = True
     critic: CriticSection | None = None
     model: ModelAdapter | None = None
     strategy: Strategy | None = None

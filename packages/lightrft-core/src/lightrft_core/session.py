@@ -1,65 +1,89 @@
 """A run from its folder to its exit: build, self-test or resume, train, and leave a status whatever happens."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from lightrft_core import launch, manifest
+from lightrft_core import failures, launch, manifest
 from lightrft_core.assembly import Core, build_core, build_selftest, build_trainer
 from lightrft_core.checkpoints import Checkpoint, Checkpoints
 from lightrft_core.curves import Curves
 from lightrft_core.data import Group
 from lightrft_core.descriptors import Algorithm
 from lightrft_core.drawing import sample_groups, sampling_of
-from lightrft_core.errors import ExitCode, LightRFTError, StoppedEarly, UserError
+from lightrft_core.errors import ExitCode, LightRFTError, RankLost, RunFailed, StoppedEarly, UserError
+from lightrft_core.failures import noted
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import RunStatus
+from lightrft_core.rank_output import Say, to_terminal
+from lightrft_core.resumption import history, told
 from lightrft_core.rundir import RunDir, truncate_metrics
 from lightrft_core.runfile import RunFile
 from lightrft_core.selftest import describe
 from lightrft_core.stopping import Stopper, parse_duration
 from lightrft_core.trainer import Trainer
+from lightrft_core.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-Say = Callable[[str], None]
 LAUNCHER_GRACE = 5.0  # seconds in which a launcher may repeat the signal that the terminal sent already
 
 
 @dataclass(frozen=True)
 class Session:
-    """One `lightrft train` on this rank."""
+    """One `lightrft train` on this rank. `say` prints on rank 0 only, `tell` on every rank."""
 
     run_file: RunFile
     plugins: Plugins
     run_dir: RunDir
     say: Say
+    tell: Say = to_terminal
 
     def train(self, *, resume: bool) -> Trainer:
         """Run to the end. Raises what ended it early, after the status file says so."""
-        limit = self.run_file.run.max_time
-        grace = LAUNCHER_GRACE if launch.is_launched() else 0.0
-        with Stopper(parse_duration(limit) if limit else None, grace) as stopper, self._status(), self._log_file():
-            core = build_core(self.run_file, self.plugins, self.run_dir, launch.world_size())
-            try:
+        with self._stopper() as stopper, self._status(), self._log_file(), self._watchdog() as watchdog:
+            with noted():
+                core = build_core(self.run_file, self.plugins, self.run_dir, launch.world_size())
+            with closing(core):
                 trainer = build_trainer(core, self.run_file, self.run_dir, stopper)
-                with _told(trainer):
+                trainer.parts.note = watchdog.note
+                with _told(trainer), noted():
                     core.rewards.start()
                     core.rewards.check(trainer.parts.task.everything())
+                    checkpoint = trainer.parts.checkpoints.newest(core.world) if resume else None
                     if launch.rank() == 0:
-                        self._describe(core)
+                        self._describe(core, checkpoint)
                         curves = Curves(self.run_dir, self.run_file.plots.every)
                         trainer.parts.callbacks = [*trainer.parts.callbacks, curves]
-                    self._start(core, trainer, resume)
+                    self._start(core, trainer, checkpoint, resume)
                     trainer.run()
                 return trainer
-            finally:
-                core.close()
 
-    def _start(self, core: Core, trainer: Trainer, resume: bool) -> None:
-        checkpoint = trainer.parts.checkpoints.newest(core.world) if resume else None
+    def _stopper(self) -> Stopper:
+        limit = self.run_file.run.max_time
+        grace = LAUNCHER_GRACE if launch.is_launched() else 0.0
+        return Stopper(parse_duration(limit) if limit else None, grace, stop_file=self.run_dir.stop_file)
+
+    def _watchdog(self) -> Watchdog:
+        run = self.run_file.run
+        limit = parse_duration(run.watchdog, "run.watchdog") if run.watchdog else None
+        end = self._end_stalled if run.watchdog_action == "stop" else None
+        return Watchdog(limit, self.run_dir.logs, launch.rank(), self.tell, end)
+
+    def _end_stalled(self, what: str) -> None:
+        """End the process while its main thread hangs."""
+        error = RunFailed(what, where="run.watchdog", hint=f"The stacks of all ranks are in {self.run_dir.logs}.")
+        failures.note(error)
+        if self.run_dir.read_status().state == "running":
+            self.run_dir.write_status("failed", str(error), int(error.exit_code))
+        if not failures.is_reported():
+            self.tell(f"error: {error}")
+        os._exit(int(error.exit_code))
+
+    def _start(self, core: Core, trainer: Trainer, checkpoint: Checkpoint | None, resume: bool) -> None:
         if checkpoint is not None:
             self._resume(core, trainer, checkpoint)
             return
@@ -71,7 +95,7 @@ class Session:
             if core.world.rank == 0:
                 describe(findings, self.say)
 
-    def _describe(self, core: Core) -> None:
+    def _describe(self, core: Core, checkpoint: Checkpoint | None) -> None:
         tasks = {"task": core.task, "evaluation": core.evaluation_task}
         data = {role: task.fingerprint() for role, task in tasks.items() if task is not None}
         name = self.run_file.algorithm
@@ -85,6 +109,8 @@ class Session:
             algorithm=cast(Algorithm | None, algorithm),
         )
         described["origins"] = manifest.origins(self.run_file, self.run_dir)
+        if checkpoint is not None:
+            described["resumed"] = history(self.run_dir.read_manifest(), checkpoint.step, core.world.size)
         self.run_dir.write_manifest(described)
 
     def _resume(self, core: Core, trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -94,6 +120,9 @@ class Session:
         self._forget_after(checkpoint.step, trainer)
         if core.world.rank == 0:
             self.say(f"resumed from {checkpoint.path} (step {checkpoint.step} of {core.num_steps})")
+            if changed := told(self.run_dir.read_manifest()["resumed"][-1]["changed"]):
+                self.say(f"changed since then: {changed}")
+                logger.info("resumed at step %d with changes: %s", checkpoint.step, changed)
 
     def _forget_after(self, step: int, trainer: Trainer) -> None:
         """Drop what a killed process wrote after the step that is resumed."""
@@ -129,8 +158,9 @@ class Session:
             self.run_dir.write_status("stopped", str(stop), int(ExitCode.STOPPED))
             raise
         except LightRFTError as error:
-            self.run_dir.write_status("failed", str(error), int(error.exit_code))
-            raise
+            if not isinstance(error, RankLost) or self.run_dir.read_status().state == "running":
+                self.run_dir.write_status("failed", str(error), int(error.exit_code))
+            raise  # what the launcher of the lost rank has written by then says more
         except BaseException as error:
             self.run_dir.write_status("failed", f"{type(error).__name__}: {error}", int(ExitCode.FAILED))
             raise
@@ -164,6 +194,7 @@ def _told(trainer: Trainer) -> Iterator[None]:
         status = "stopped"
         raise
     finally:
+        trainer.close()
         for tracker in trainer.parts.trackers:
             tracker.close(status)
         for callback in trainer.parts.callbacks:

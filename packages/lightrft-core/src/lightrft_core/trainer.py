@@ -8,12 +8,15 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.data import Batch, Group, Prompt, StepReport, StepStats, Tensor, seed_for
-from lightrft_core.errors import NothingToTrain, RunFailed, StoppedEarly
+from lightrft_core.errors import NothingToTrain, RunFailed, StoppedEarly, UserError
 from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm
 from lightrft_core.measures import means, rollout_pairs, training_metrics
@@ -35,6 +38,7 @@ from lightrft_core.protocols import (
     Tracker,
     World,
 )
+from lightrft_core.saving import Saver
 from lightrft_core.sections import CheckpointSection, EvaluationSection, OptimSection, RunSection
 from lightrft_core.watch import Watch
 
@@ -45,6 +49,10 @@ if TYPE_CHECKING:
     from lightrft_core.store import RolloutStore
 
 logger = logging.getLogger(__name__)
+
+
+def unnoted(step: int, phase: str) -> None:
+    """Nobody watches which phase of which step begins."""
 
 
 class StepGivenUp(Exception):
@@ -76,6 +84,7 @@ class Parts:
     checkpoints: Checkpoints
     stopper: "Stopper"
     before_update: Callable[[], None] = nothing
+    note: Callable[[int, str], None] = unnoted
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Trainer:
     def __init__(self, parts: Parts, plan: Plan) -> None:
         self.parts, self.plan, self.world = parts, plan, parts.strategy.world
         self.step_done = 0
-        self.saved_step: int | None = None
+        self._saver = Saver(parts.checkpoints, parts.strategy, parts.stopper, plan.checkpoint, self._tell_saved)
         self._watch = Watch(plan.run, plan.optim)
         self.evaluations: dict[int, Mapping[str, float]] = {}
 
@@ -129,19 +138,22 @@ class Trainer:
             self._restore(before)
             raise
         self._tell(report)
+        with self._phase("save"):
+            self._saver.collect()
         plan, done = self.plan, self.step_done
         last = done == plan.num_steps
         if plan.evaluation.every and done % plan.evaluation.every == 0 and not (last and plan.evaluation.at_end):
             self.evaluate()
         self.parts.stopper.note_step(time.monotonic() - start)
         if plan.checkpoint.every and done % plan.checkpoint.every == 0 and not last:
-            self.save()
+            with self._phase("save"):
+                self._saver.begin(done, self.state)
         if not last:
             self._stop_point()
 
     def step(self) -> StepReport:
         """One step, a straight line."""
-        parts, world, clock = self.parts, self.world, Phases()
+        parts, world, clock = self.parts, self.world, Phases(partial(self.parts.note, self.step_done + 1))
         with clock("generate"):
             groups = self._sample(parts.task.draw(self.plan.prompts_per_step))
         self._stop_point()
@@ -153,9 +165,10 @@ class Trainer:
             measured = means(pairs, world)
         self._stop_point()
         with clock("prepare"):
+            parts.engine.sleep()
             batch = parts.model.collate(groups)
             parts.strategy.fill(batch, parts.needs)
-            kl = parts.kl.penalise(batch, world) if parts.kl is not None and not parts.kl.in_loss else None
+            kl = parts.kl.penalise(batch, world) if parts.kl is not None and not parts.kl.in_loss else {}
             advantages = parts.advantage(batch, world)
             batch.advantages_BT, batch.returns_BT = advantages.advantages_BT, advantages.returns_BT
             corrected = self._correct(batch)
@@ -165,7 +178,7 @@ class Trainer:
         with clock("sync"):
             self.step_done += 1
             self.sync()
-        trained = training_metrics(stats) | ({} if kl is None else {"train/kl": kl})
+        trained = {**training_metrics(stats), **kl}
         self._steer_kl(trained, len(batch))
         tokens, _ = pairs.get("completion/length", (0.0, 0.0))  # a rank may be left without groups
         with clock("store"):
@@ -217,6 +230,7 @@ class Trainer:
         """Serve the trained weights, and prove it: a sampled fingerprint of both sides must be equal."""
         parts = self.parts
         parts.engine.update_weights(parts.strategy.weights, self.step_done)
+        parts.engine.wake()
         trained = parts.strategy.fingerprint()
         served = parts.engine.fingerprint(list(trained))
         wrong = [name for name, value in trained.items() if served.get(name) != value]
@@ -231,9 +245,10 @@ class Trainer:
         """Measure on the whole evaluation set, and tell everybody."""
         if self.parts.evaluator is None:
             return {}
-        metrics, groups = self.parts.evaluator.measure(self.step_done)
+        with self._phase("evaluate"):
+            metrics, groups = self.parts.evaluator.measure(self.step_done)
         self.evaluations[self.step_done] = metrics
-        self.saved_step = None  # what is saved lacks this evaluation
+        self._saver.saved_step = None  # what is saved lacks this evaluation
         logger.info("evaluation at step %d: %s", self.step_done, metrics)
         for tracker in self.parts.trackers:
             tracker.log_evaluation(self.step_done, metrics)
@@ -243,16 +258,13 @@ class Trainer:
         return metrics
 
     def save(self) -> None:
-        """Publish a checkpoint of this step, unless it is there already."""
-        if self.saved_step == self.step_done:
-            return
-        start = time.monotonic()
-        path = self.parts.checkpoints.save(self.step_done, self.state(), self.parts.strategy.save, self.world)
-        self.parts.stopper.note_save(time.monotonic() - start)
-        logger.info("saved %s in %.1f s", path, time.monotonic() - start)
-        self.saved_step = self.step_done
-        for callback in self.parts.callbacks:
-            callback.on_save(self.step_done, path)
+        """Have a checkpoint of this step on the disk."""
+        with self._phase("save"):
+            self._saver.save(self.step_done, self.state)
+
+    def close(self) -> None:
+        """Let a save in flight end, however the run ended."""
+        self._saver.close()
 
     def state(self) -> dict[str, Json]:
         """Everything beside the strategy's files that a resumed run needs, as JSON; a copy."""
@@ -263,13 +275,16 @@ class Trainer:
     def resume(self, state: Mapping[str, Json]) -> None:
         """Go on from a checkpoint whose files the strategy has loaded."""
         self._restore(state)
-        self.saved_step = self.step_done
+        self._saver.saved_step = self.step_done
         self.sync()
 
     def _restore(self, state: Mapping[str, Json]) -> None:
         self.step_done = state["step"]
         self.evaluations = {int(step): metrics for step, metrics in state["evaluations"].items()}
         for name, part in self._stateful().items():
+            if name not in state["parts"]:
+                hint = "Resume with the parts that the run was started with."
+                raise UserError(f"the checkpoint holds nothing of {name}, which keeps a state.", hint=hint)
             part.load_state_dict(state["parts"][name])
 
     def _stateful(self) -> dict[str, Stateful]:
@@ -289,10 +304,15 @@ class Trainer:
         return StepReport(step=self.step_done, metrics=merged, seconds=dict(clock.seconds), groups=groups)
 
     def _tell(self, report: StepReport) -> None:
-        for tracker in self.parts.trackers:
-            tracker.log(report)
+        with self._phase("tell"):
+            for tracker in self.parts.trackers:
+                tracker.log(report)
+            for callback in self.parts.callbacks:
+                callback.on_step(report)
+
+    def _tell_saved(self, step: int, path: Path) -> None:
         for callback in self.parts.callbacks:
-            callback.on_step(report)
+            callback.on_save(step, path)
 
     def _store(self, groups: Sequence[Group], phase: Literal["train", "eval"]) -> None:
         if self.parts.store is not None:
@@ -304,8 +324,14 @@ class Trainer:
 
     def _stop_point(self) -> None:
         """Agree over all ranks whether to stop here."""
-        if self.world.sum([float(self.parts.stopper.requested is not None)])[0]:
+        with self._phase("agree"):
+            is_asked = self.world.sum([float(self.parts.stopper.requested is not None)])[0] > 0
+        if is_asked:
             raise StepGivenUp
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        """A part of the run that no step's times count, for the watchdog."""
+        return Phases(partial(self.parts.note, self.step_done))(name)
 
     def _stop_reason(self) -> str:
         reasons = [reason for reason in self.world.gather(self.parts.stopper.requested) if reason]

@@ -10,10 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write them; a full disk and the like raise `OSError` with the system's number."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write them, and `about` into the file's head; a full disk and the like raise `OSError` with the system's number.
+
+    Other threads go on meanwhile.
+    """
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        save_file(plain, path, metadata=None if about is None else dict(about))
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else 0, str(error), str(path)) from error

@@ -20,13 +20,16 @@ def export(
     ema: Annotated[
         bool, typer.Option("--ema", help="Write the moving average of the weights (strategy.ema), not the last ones.")
     ] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the LoRA adapters alone, as a PEFT folder, not the merged model.")
+    ] = False,
 ) -> None:
     """Load the checkpoint and write the model, its tokenizer and generation settings as safetensors."""
     from lightrft_core import launch
-    from lightrft_core.abilities import AveragingStrategy
-    from lightrft_core.assembly import build_core
+    from lightrft_core.abilities import AveragingStrategy, LoraStrategy
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
+    from lightrft_core.exporting import build_exporter
     from lightrft_core.rundir import RunDir
     from lightrft_core.session import checkpoint_of
 
@@ -37,14 +40,20 @@ def export(
     if ema and "ema" not in run_file.strategy.component.provides:
         what = f"strategy {run_file.strategy.name} keeps no average of the weights."
         raise UserError(what, where="--ema", hint="Leave it out.")
+    if adapter and "lora" not in run_file.strategy.component.provides:
+        what = f"strategy {run_file.strategy.name} trains no adapters."
+        raise UserError(what, where="--adapter", hint="Leave it out.")
     checkpoint = checkpoint_of(run_dir, step)
-    core = build_core(run_file, plugins, run_dir, launch.world_size(), train=False, export=True)
+    strategy = build_exporter(run_file, plugins, run_dir)
     try:
-        core.strategy.load(checkpoint.path)
+        strategy.load(checkpoint.path)
         if ema:
-            cast(AveragingStrategy, core.strategy).take_average()
-        core.strategy.export(to)
+            cast(AveragingStrategy, strategy).take_average()
+        if adapter:
+            cast(LoraStrategy, strategy).export_adapters(to)
+        else:
+            strategy.export(to)
     finally:
-        core.close()
+        strategy.close()
     if launch.rank() == 0:
         print(f"wrote step {checkpoint.step} of {run_dir.path} to {to}")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,14 +12,16 @@ import typer
 
 if TYPE_CHECKING:
     from lightrft_core.plugins import Plugins
+    from lightrft_core.rank_output import Say
     from lightrft_core.rundir import RunDir
     from lightrft_core.runfile import RunFile
     from lightrft_core.trainer import Trainer
 
-EPILOG = (
+FLAGS_NOTE = (
     "Every flag of LightRFT is accepted too (--pretrain DIR, --n_samples_per_prompt 8, ...); docs/run-file.md lists "
-    "them. Try: lightrft train quickstart"
+    "them."
 )
+EPILOG = f"{FLAGS_NOTE} Try: lightrft train quickstart"
 
 
 def register(app: typer.Typer) -> None:
@@ -43,10 +46,9 @@ def train(
     """Resolve, then run here or under torchrun."""
     from lightrft_core import launch
 
-    extra = list(words or [])
-    run = extra.pop(0) if extra and not extra[0].startswith("-") else None
+    run, extra = split_words(words)
     num = launch.world_size() if launch.is_launched() else processes or launch.num_gpus() or 1
-    run_dir, run_file, plugins = _prepare(run, sets or [], extra, resume, ranks=num, make=not dry_run)
+    run_dir, run_file, plugins = prepare(run, sets or [], extra, resume, ranks=num, make=not dry_run)
     if dry_run:
         from lightrft_core.cli.dry_run import show
 
@@ -54,10 +56,16 @@ def train(
         return
     if num > 1 and not launch.is_launched():
         raise typer.Exit(_under_torchrun(num, run_dir, is_resumed=resume is not None))
-    _train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
+    train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
 
 
-def _prepare(
+def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """The run file, where the command line begins with one, and the flags."""
+    extra = list(words or [])
+    return (extra.pop(0) if extra and not extra[0].startswith("-") else None), extra
+
+
+def prepare(
     run: str | None, sets: Sequence[str], extra: Sequence[str], resume: str | None, *, ranks: int, make: bool
 ) -> "tuple[RunDir, RunFile, Plugins]":
     """Resolve the run file; make its folder, or open the one that is resumed."""
@@ -66,6 +74,7 @@ def _prepare(
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
     from lightrft_core.manifest import note_origins
+    from lightrft_core.resumption import changes, note_changes
     from lightrft_core.rundir import RunDir, default_name
 
     if resume is not None:
@@ -74,9 +83,13 @@ def _prepare(
         run_dir = RunDir.find(resume)
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
         check_batch(run_file, ranks)
+        changed = changes(run_dir, run_file) if sets or extra else {}
+        if make and launch.rank() == 0:
+            run_dir.stop_file.unlink(missing_ok=True)
         if make and launch.rank() == 0 and (sets or extra):
             run_dir.write_run_file(run_file.to_yaml())  # what was changed holds for the next resume too
             note_origins(run_file, run_dir)
+            note_changes(run_dir, changed)
         return run_dir, run_file, plugins
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
     check_batch(run_file, ranks)
@@ -95,19 +108,24 @@ def _under_torchrun(num: int, run_dir: "RunDir", *, is_resumed: bool) -> int:
     from lightrft_core import launch
     from lightrft_core.errors import ExitCode
 
-    code = launch.torchrun(num, ["train", "--resume", str(run_dir.path)])
-    status = run_dir.read_status()
-    if status.exit_code == ExitCode.USER and not is_resumed:
+    code = launch.torchrun(num, run_dir.path)
+    if code == ExitCode.USER and not is_resumed:
         run_dir.discard_unused()
-    return status.exit_code if code and status.exit_code else code
+    return code
 
 
-def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, is_resumed: bool) -> None:
+def train_here(
+    run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, is_resumed: bool, tell: "Say | None" = None
+) -> None:
+    """Train on this rank, from the banner to the summary.
+
+    With `tell`, which prints a line where people see it, this process's output is where it should be already."""
     from lightrft_core import launch
     from lightrft_core.batch_rule import check_batch
     from lightrft_core.cli.banner import banner
     from lightrft_core.cli.summary import print_summary
     from lightrft_core.errors import StoppedEarly, UserError
+    from lightrft_core.rank_output import own_output
     from lightrft_core.session import Session
 
     def say(line: str) -> None:
@@ -119,7 +137,8 @@ def _train_here(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir", *, i
     for line in banner(run_file, plugins, check_batch(run_file, launch.world_size())):
         say(line)
     try:
-        trainer: Trainer = Session(run_file, plugins, run_dir, say).train(resume=is_resumed)
+        with nullcontext(tell) if tell else own_output(run_dir.logs, launch.rank()) as told:
+            trainer: Trainer = Session(run_file, plugins, run_dir, say, told).train(resume=is_resumed)
     except StoppedEarly as stop:
         raise StoppedEarly(stop.what, hint=f"Go on with: lightrft train --resume {run_dir.path}") from None
     except UserError:

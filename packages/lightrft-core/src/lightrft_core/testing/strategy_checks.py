@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from lightrft_core.abilities import StagingStrategy
 from lightrft_core.data import Batch, Group, LossInputs, LossOutput, Rollout, StepStats
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import ModelAdapter, Setup
@@ -122,6 +123,22 @@ def a_saved_run_goes_on_exactly(case: Case) -> None:
     require(not names, f"only safetensors and JSON may be saved, not {', '.join(names)}")
 
 
+def a_staged_copy_is_of_its_moment(case: Case) -> None:
+    """Stage, step, write: a fresh one that loads has the weights from before the step."""
+    strategy, folder = build(case), case.run_dir / "staged"
+    if not isinstance(strategy, StagingStrategy):
+        raise Skipped("a strategy that saves in the background (`stage`, `beside`)")
+    folder.mkdir(exist_ok=True)
+    strategy.step(batch_of(setup_of(case)), plain_objective())
+    before, write = _weights(strategy), strategy.stage()
+    strategy.step(batch_of(setup_of(case)), plain_objective())
+    write(folder)
+    other = build(case)
+    other.load(folder)
+    gap = _gap(_weights(other), before)
+    require(gap == 0.0, f"what was staged differs by {gap:.3g} from the weights of that moment")
+
+
 def fill_sets_what_is_needed(case: Case) -> None:
     """Old and reference log-probabilities and the entropy, [B, T], without gradient."""
     strategy, batch = build(case), batch_of(setup_of(case))
@@ -161,6 +178,7 @@ CHECKS: tuple[Check, ...] = (
     a_bad_gradient_changes_nothing,
     row_order_does_not_change_the_step,
     a_saved_run_goes_on_exactly,
+    a_staged_copy_is_of_its_moment,
     fill_sets_what_is_needed,
     weights_have_names_once,
 )

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightrft_core.data import Batch, Completion, FinishReason, GenerateRequest,
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import Advantages, Layout, LogProbs, Setup, Weights, World
 from lightrft_core.sections import ModelSection, Section
+from lightrft_core.testing.worlds import ThreadWorld
 
 PIECES = "0123456789."
 STOP = PIECES.index(".")
@@ -194,6 +195,7 @@ class ToyStrategy:
 
     def __init__(self, config: ToyStrategyConfig, setup: Setup) -> None:
         self.world: World = setup.world
+        self.beside: World = setup.world.beside if isinstance(setup.world, ThreadWorld) else setup.world
         self.policy: ToyPolicy = setup.require_model().load("policy")
         self._model, self._lr = setup.require_model(), config.lr
 
@@ -252,12 +254,25 @@ class ToyStrategy:
         """Write the table as JSON."""
         self.export(path)
 
+    def stage(self, *, export: str | None = None) -> Callable[[Path], None]:
+        """A copy of the table, and what writes it."""
+        kept = ToyPolicy()
+        kept.logits = {name: list(row) for name, row in self.policy.logits.items()}
+
+        def write(path: Path) -> None:
+            for folder in [path] if export is None else [path, path / export]:
+                folder.mkdir(exist_ok=True)
+                self._model.export(kept, folder)
+
+        return write
+
     def load(self, path: Path) -> None:
         """Read it back."""
         self.policy.logits = json.loads((path / "toy.json").read_text())
 
     def export(self, path: Path) -> None:
         """Write the table as JSON."""
+        path.mkdir(exist_ok=True)
         self._model.export(self.policy, path)
 
     def close(self) -> None:

@@ -30,10 +30,16 @@ class _Meeting:
 
 
 class ThreadWorld:
-    """One rank of a `ToyWorlds`."""
+    """One rank of a `ToyWorlds`; `beside` are the same ranks for a second thread of each."""
 
-    def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:
-        self.rank, self.size, self._meeting = rank, size, meeting
+    def __init__(self, rank: int, size: int, meeting: _Meeting, beside: _Meeting | None = None) -> None:
+        self.rank, self.size, self._meeting, self._beside = rank, size, meeting, beside
+
+    @property
+    def beside(self) -> "ThreadWorld":
+        """They meet apart from the first threads."""
+        assert self._beside is not None, "this is the world of a second thread already"
+        return ThreadWorld(self.rank, self.size, self._beside)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sum over ranks, in rank order."""
@@ -61,13 +67,14 @@ class ToyWorlds:
 
     def run(self, function: Callable[[World], Result]) -> list[Result]:
         """Results in rank order. Raises what a rank raised; ranks that wait for it are released."""
-        meeting = _Meeting(self.size)
+        meeting, beside = _Meeting(self.size), _Meeting(self.size)
 
         def call(rank: int) -> Result:
             try:
-                return function(ThreadWorld(rank, self.size, meeting))
+                return function(ThreadWorld(rank, self.size, meeting, beside))
             except BaseException:
                 meeting.barrier.abort()
+                beside.barrier.abort()
                 raise
 
         with ThreadPoolExecutor(self.size) as pool:

@@ -3,13 +3,12 @@
 w_avg = beta w_avg + (1 - beta) w   after every update, from w_avg = w at the start, in fp32
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from lightrft_core.protocols import World
-from torch import Tensor
 
-from lightrft_engines.training.files import read_folder, write_folder
+from lightrft_engines.training.files import Filed, check_folder, read_folder
 from lightrft_engines.training.roles import Role
 
 FOLDER = "ema"
@@ -18,8 +17,8 @@ FOLDER = "ema"
 class Average:
     """Follows a role, each rank its part; `beta` is what one update keeps of it."""
 
-    def __init__(self, role: Role, beta: float, world: World) -> None:
-        self._role, self._beta, self._world = role, beta, world
+    def __init__(self, role: Role, beta: float) -> None:
+        self._role, self._beta = role, beta
         self._weights = {name: tensor.detach().float().clone() for name, tensor in role.learned().items()}
 
     def follow(self) -> None:
@@ -32,14 +31,19 @@ class Average:
         """Make the role's weights the average."""
         self._role.set_learned(self._weights)
 
-    def save(self, path: Path) -> None:
-        """Write it."""
-        write_folder(path / FOLDER, self._filed(), self._world)
+    def folders(self) -> dict[str, Iterator[tuple[str, Filed]]]:
+        """What a checkpoint holds of it."""
+        return {FOLDER: self._filed()}
+
+    def check(self, path: Path) -> None:
+        """`UserError` for the checkpoint of another model, or of a run that kept none."""
+        check_folder(path / FOLDER, dict(self._filed()))
 
     def load(self, path: Path) -> None:
-        """Take it back, exactly; `UserError` for another model's or a run's that kept none."""
-        for name, tensor in read_folder(path / FOLDER, self._filed()).items():
+        """Take it back, exactly."""
+        for name, tensor in read_folder(path / FOLDER, dict(self._filed())).items():
             self._weights[name].copy_(tensor)
 
-    def _filed(self) -> dict[str, Tensor]:
-        return {name: self._role.filed(name, tensor) for name, tensor in self._weights.items()}
+    def _filed(self) -> Iterator[tuple[str, Filed]]:
+        for name, tensor in self._weights.items():
+            yield name, self._role.filed(name, tensor)

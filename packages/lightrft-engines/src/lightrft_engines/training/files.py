@@ -1,68 +1,93 @@
-"""A folder of named tensors in a checkpoint: one safetensors file of whole tensors, or a file of shards from each rank.
+"""Reading a folder of named tensors from a checkpoint, whoever wrote it: files of whole tensors, of shards, of shares.
 
-Sharded ones go through torch's distributed checkpoints (DCP) in their Hugging Face format: safetensors with the place
-of each shard in its head, read again on any number of ranks. Nothing is pickled on the disk.
+Each rank reads alone, and of shards only what its own need. `shares` writes them; nothing is pickled on the disk.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.distributed.checkpoint as dcp
 from lightrft_core.errors import UserError
-from lightrft_core.protocols import World
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from lightrft_engines.tensors_io import write_tensors
+from lightrft_engines.training.spans import Span
 
-WHOLE = "whole.safetensors"
+BATCH = 1 << 28  # entries that are read whole at one time, to be cut
 
-
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
-    """Write them; all ranks call it together. Whole tensors are written by rank 0. Raises `OSError`."""
-    if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        if world.rank == 0:
-            folder.mkdir(parents=True)
-            write_tensors(folder / WHOLE, tensors)
-        return
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(dict(tensors), storage_writer=writer)
+Filed: TypeAlias = Tensor | Span
 
 
-def read_folder(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was written, each tensor in the form of `like`'s: plain ones whole, of DTensors this rank's shards alone.
-
-    Other ranks need not take part. `UserError` names the first tensor that is not as in `like`.
-    """
+def check_folder(folder: Path, like: Mapping[str, Filed]) -> None:
+    """`UserError` names the first tensor that is not there whole, or not as in `like`. Contents are not read."""
     if not folder.is_dir():
         raise UserError(f"the checkpoint has no folder {folder.name}.", where=str(folder.parent), hint=_HINT)
+    found: dict[str, TensorStorageMetadata] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    _require_same(folder, found, like)
+
+
+def read_folder(folder: Path, into: Mapping[str, Filed]) -> dict[str, Tensor]:
+    """What was written, in the form of `into`'s: plain tensors whole, of others this rank's part alone.
+
+    Tensors are filled in place, so that no second copy is made; of spans the parts are new. `check_folder` goes before.
+    """
     reader = HuggingFaceStorageReader(str(folder))
-    sizes = {name: tuple(item.size) for name, item in reader.read_metadata().state_dict_metadata.items()}
-    _require_same(folder, sizes, like)
-    found = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in like.items()}
+    spans = {name: item for name, item in into.items() if isinstance(item, Span)}
+    found = {name: item.detach() for name, item in into.items() if isinstance(item, Tensor)}
+    if found:
+        _load(found, reader)
+    parts = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in found.items()}
+    for batch in _batches(spans):
+        wholes = {name: torch.empty(span.shape, dtype=span.entries_N.dtype) for name, span in batch.items()}
+        _load(wholes, reader)
+        parts |= {name: span.cut(wholes[name]).to(span.entries_N.device, copy=True) for name, span in batch.items()}
+    return parts
+
+
+def _load(tensors: dict[str, Tensor], reader: HuggingFaceStorageReader) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP warns that each rank reads alone, which is meant
-        dcp.load(found, storage_reader=reader, no_dist=True)
-    return {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in found.items()}
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+
+
+def _batches(spans: Mapping[str, Span]) -> Iterator[dict[str, Span]]:
+    batch: dict[str, Span] = {}
+    entries = 0
+    for name, span in spans.items():
+        if batch and entries + span.shape.numel() > BATCH:
+            yield batch
+            batch, entries = {}, 0
+        batch[name] = span
+        entries += span.shape.numel()
+    if batch:
+        yield batch
 
 
 _HINT = "Resume with the model and the parts that the run was started with."
 
 
-def _require_same(folder: Path, sizes: Mapping[str, tuple[int, ...]], like: Mapping[str, Tensor]) -> None:
+def _require_same(folder: Path, found: Mapping[str, TensorStorageMetadata], like: Mapping[str, Filed]) -> None:
     for name, tensor in like.items():
-        if name not in sizes:
+        if name not in found:
             raise _other_model(folder, f"it has no {name}")
-        if sizes[name] != tuple(tensor.shape):
-            raise _other_model(folder, f"{name} has shape {list(sizes[name])}, here it is {list(tensor.shape)}")
-    unknown = sorted(sizes.keys() - like.keys())
+        size, held = found[name].size, sum(prod(chunk.sizes) for chunk in found[name].chunks)
+        if held < prod(size):
+            what = f"{folder.parent.name}/{folder.name} lacks a part of {name}: the file of a rank is missing."
+            raise UserError(what, where=str(folder.parent.parent), hint="Resume from another checkpoint.")
+        if tuple(size) != tuple(tensor.shape):
+            raise _other_model(folder, f"{name} has shape {list(size)}, here it is {list(tensor.shape)}")
+    unknown = sorted(found.keys() - like.keys())
     if unknown:
         raise _other_model(folder, f"it has {unknown[0]}, which is not here")
 
 
 def _other_model(folder: Path, reason: str) -> UserError:
     where = f"{folder.parent.name}/{folder.name}"
-    return UserError(f"{where} belongs to another model: {reason}.", where=str(folder.parent.parent), hint=_HINT)
+    other = "model or optimizer" if folder.name == "optimizer" else "model"
+    return UserError(f"{where} belongs to another {other}: {reason}.", where=str(folder.parent.parent), hint=_HINT)

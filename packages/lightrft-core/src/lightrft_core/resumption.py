@@ -1,0 +1,68 @@
+"""Going on with a run under other settings: what cannot change, and a note of what did.
+
+Where and on how many processes a run goes on is free: its numbers stay the same within rounding. Other settings make it
+another run from there on, which the manifest's `resumed` tells.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import yaml
+
+from lightrft_core.errors import UserError
+from lightrft_core.flat_keys import flat_run_file, flatten
+from lightrft_core.manifest import ABSENT
+from lightrft_core.protocols import Json
+from lightrft_core.redaction import redact
+from lightrft_core.rundir import RunDir
+from lightrft_core.runfile import RunFile
+
+Changes = dict[str, list[Json]]  # dotted key -> the value before and the value now
+FIXED: Final = {"run.seed": "the order of its prompts and all that is drawn come from it"}
+PENDING: Final = "changed"
+
+
+def changes(run_dir: RunDir, run_file: RunFile) -> Changes:
+    """What a run file says otherwise than the run's own. `UserError` for what cannot change.
+
+    Options that come and go with another component are left out, unless somebody wrote them.
+    """
+    before, now = flat_run_file(run_dir), flatten(yaml.safe_load(redact(run_file.to_yaml())))
+    pairs = {key: [before.get(key, ABSENT), now.get(key, ABSENT)] for key in (*before, *now)}
+    differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    found = {
+        key: pair
+        for key, pair in differing.items()
+        if ABSENT not in pair or key in run_file.origins or f"{key.rpartition('.')[0]}.use" not in differing
+    }
+    for key in (key for key in FIXED if key in found):
+        raise UserError(
+            f"a run that goes on keeps its value, which is {found[key][0]}: {FIXED[key]}.",
+            where=key,
+            hint="Leave it out, or start another run.",
+        )
+    return found
+
+
+def note_changes(run_dir: RunDir, found: Changes) -> None:
+    """Keep them in the manifest until the run has gone on."""
+    manifest = run_dir.read_manifest()
+    pending: Changes = manifest.get(PENDING, {})
+    for key, (old, new) in found.items():
+        pending[key] = [pending.get(key, [old])[0], new]
+    run_dir.write_manifest({**manifest, PENDING: {key: pair for key, pair in pending.items() if pair[0] != pair[1]}})
+
+
+def history(before: Mapping[str, Json], step: int, world_size: int) -> list[Json]:
+    """The manifest's `resumed` for a run that goes on at a step; `before` is the manifest that it had."""
+    changed: Changes = dict(before.get(PENDING, {}))
+    if before.get("world_size", world_size) != world_size:
+        changed["processes"] = [before["world_size"], world_size]
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return [*before.get("resumed", []), {"at": when, "step": step, "changed": changed}]
+
+
+def told(changed: Changes) -> str:
+    """`strategy.use single -> fsdp2, processes 1 -> 2`."""
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())

@@ -1,0 +1,55 @@
+"""Going on with a run elsewhere or otherwise: what is noted, and what is refused."""
+
+import pytest
+from lightrft_core.errors import UserError
+from lightrft_core.resumption import changes, history, note_changes, told
+from lightrft_core.rundir import RunDir
+
+
+@pytest.fixture
+def resumed(load_run, tmp_path):
+    """The run's folder, and its run file with other settings."""
+    run_dir = RunDir.create(tmp_path / "runs", "one")
+    run_dir.write_run_file(load_run(sets=["optim.lr=1e-5"]).to_yaml())
+
+    def again(*sets):
+        return changes(run_dir, load_run(sets=["optim.lr=1e-5", *sets]))
+
+    again.run_dir = run_dir
+    return again
+
+
+def test_the_same_settings_are_no_change(resumed):
+    assert resumed() == {}
+
+
+def test_every_changed_setting_is_told_with_both_values(resumed):
+    found = resumed("strategy.use=fsdp2", "strategy.shard_size=2", "checkpoint.keep=9", "optim.lr=2e-5")
+    assert found == {
+        "optim.lr": [1e-5, 2e-5],
+        "checkpoint.keep": [3, 9],
+        "strategy.use": ["single", "fsdp2"],
+        "strategy.shard_size": ["not set", 2],
+    }
+    assert told(found).startswith("strategy.use single -> fsdp2, optim.lr 1e-05 -> 2e-05, checkpoint.keep 3 -> 9, ")
+
+
+def test_another_seed_is_refused(resumed):
+    with pytest.raises(UserError, match=r"run\.seed: a run that goes on keeps its value, which is 42: the order of"):
+        resumed("run.seed=7")
+
+
+def test_changes_are_kept_until_the_run_has_gone_on_and_taken_back_where_undone(resumed):
+    run_dir = resumed.run_dir
+    run_dir.write_manifest({"world_size": 4})
+    note_changes(run_dir, {"checkpoint.keep": [3, 9], "optim.lr": [1e-5, 2e-5]})
+    note_changes(run_dir, {"checkpoint.keep": [9, 3], "optim.lr": [2e-5, 3e-5]})
+    (entry,) = history(run_dir.read_manifest(), 6, 2)
+    assert entry.pop("at")
+    assert entry == {"step": 6, "changed": {"optim.lr": [1e-5, 3e-5], "processes": [4, 2]}}
+
+
+def test_the_history_grows(resumed):
+    before = {"world_size": 2, "resumed": [{"step": 1}]}
+    assert [entry["step"] for entry in history(before, 5, 2)] == [1, 5]
+    assert history(before, 5, 2)[-1]["changed"] == {}
