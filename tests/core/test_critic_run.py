@@ -66,7 +66,7 @@ def test_a_file_for_ppo_may_be_run_as_grpo_from_the_command_line(load_run):
 
 def test_idle_options_of_its_schedule_are_refused(run_problems):
     (text,) = run_problems(PPO + "critic: {min_lr_ratio: 0.2}\n")
-    assert "critic.min_lr_ratio: has no effect: critic.schedule is constant." in text
+    assert "critic.min_lr_ratio: has no effect: schedule is constant." in text
 
 
 def test_an_unknown_option_gets_a_suggestion(run_problems):
@@ -138,10 +138,13 @@ def test_reward_kl_reaches_the_returns(tmp_path):
 
 def test_evaluation_and_export_load_no_critic_unless_it_is_exported(tmp_path):
     from lightrft_core.assembly import build_core
+    from lightrft_core.exporting import build_exporter
 
     run = real_run(tmp_path, *SMALL_PPO, "critic.export=true")
     run.core.close()
-    for options, has_critic in (({"train": False}, False), ({"train": False, "export": True}, True)):
-        core = build_core(run.run_file, run.plugins, run.run_dir, 1, **options)
-        assert (core.setup.critic is not None) == has_critic
-        core.close()
+    core = build_core(run.run_file, run.plugins, run.run_dir, 1, train=False)
+    assert core.strategy.critic is None
+    core.close()
+    strategy = build_exporter(run.run_file, run.plugins, run.run_dir)
+    assert strategy.critic is not None
+    strategy.close()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import pytest
 from lightrft_core.cli.type_names import bounds_of, default_of, type_name
-from lightrft_core.sections import Fraction, Section
+from lightrft_core.sections import Fraction, MuonSection, Section
 from pydantic import Field
 
 
@@ -41,6 +41,10 @@ class Example(Section):
 def test_type_default_and_bounds_are_plain_words(name, expected):
     field = Example.model_fields[name]
     assert (type_name(field.annotation), default_of(field), bounds_of(field)) == expected
+
+
+def test_options_of_their_own_are_listed():
+    assert type_name(MuonSection | None) == "options momentum, nesterov, ns_steps, adjust_lr_fn or null"
 
 
 def test_a_choice_shows_its_words():

@@ -48,6 +48,18 @@ def test_an_update_that_went_well_begins_the_count_anew(watch):
         watch.update(stats, 1)
 
 
+def test_updates_that_only_lowered_a_loss_scale_neither_count_nor_end_a_row(watch, caplog):
+    rescaled = StepStats({}, grad_norm=float("inf"), lr=0.1, skipped="the gradient norm is inf", rescaled=True)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(5):
+            watch.update(rescaled, 1)
+    assert caplog.text == ""
+    watch.update(SKIPPED, 2)
+    watch.update(rescaled, 3)
+    with pytest.raises(RunFailed, match="2 optimizer steps in a row"):
+        watch.update(SKIPPED, 4)
+
+
 def test_a_resumed_run_goes_on_counting(watch):
     watch.scores(BAD)
     watch.scores(BAD)

@@ -24,17 +24,26 @@ STRATEGIES = {
     "single": ("single:SingleStrategy", "SingleConfig"),
     "ddp": ("single:DDPStrategy", "DDPConfig"),
     "fsdp2": ("fsdp2:Fsdp2Strategy", "Fsdp2Config"),
+    "deepspeed": ("deepspeed:DeepSpeedStrategy", "DeepSpeedConfig"),
 }
 NUM_STEPS = 3
 
 
-def build(kit, folder, use, *, critic=None, needs=("ref_logprobs",), optim=OPTIM, **options):
+def build(kit, folder, use, *, critic=None, needs=("ref_logprobs",), optim=OPTIM, lora=None, learns=True, **options):
+    strategy, config = strategy_of(use)
+    setup = kit.setup(folder, optim=optim, critic=critic, needs=frozenset(needs), learns=learns)
+    setup.model = TextAdapter(TextConfig(path=str(folder), lora=lora), setup)
+    return strategy(config(**options), setup), setup.model
+
+
+def strategy_of(use):
+    """Its classes. Called before ranks are forked, so that not every one of them imports all that it needs."""
+    if use == "deepspeed":
+        import_module("deepspeed.runtime.zero.muon.muon_optimizer")  # with torch's compiler: at DeepSpeed's first start
     target, config = STRATEGIES[use]
     module, name = target.split(":")
-    setup = kit.setup(folder, optim=optim, critic=critic, needs=frozenset(needs))
-    setup.model = TextAdapter(TextConfig(path=str(folder)), setup)
     strategy = getattr(import_module(f"lightrft_engines.training.{module}"), name)
-    return strategy(getattr(import_module("lightrft_engines.training.config"), config)(**options), setup), setup.model
+    return strategy, getattr(import_module("lightrft_engines.training.config"), config)
 
 
 def batch_of(kit, adapter, seed):
@@ -87,10 +96,16 @@ SHARES = {2: ([0, 1, 2, 5, 7], [3, 4, 6]), 4: ([0, 1, 2, 3], [], [4, 5], [6, 7])
         ("fsdp2", {"shard_size": 2, "sequence_parallel": 2}),
         ("fsdp2", {"cpu_offload": True}),
         ("fsdp2", {"tensor_parallel": 2}),
+        ("deepspeed", {"stage": 1, "micro_batch_size": 1}),
+        ("deepspeed", {"stage": 2, "micro_batch_size": 2, "packing": False, "checkpointing": True}),
+        ("deepspeed", {"stage": 2, "sequence_parallel": 2}),
+        ("deepspeed", {"stage": 3, "zpg": 2, "micro_batch_size": 1, "checkpointing": True}),
+        ("deepspeed", {"stage": 3, "sequence_parallel": 2, "cpu_offload": True}),
     ],
 )
 def test_ranks_take_the_steps_of_one_process(kit, qwen_folder, tmp_path, alone, use, options, size):
     losses, weights, prints = alone
+    strategy_of(use)
     results = on_ranks(lambda rank: steps(kit, qwen_folder, use, SHARES[size][rank], **options), size, tmp_path)
     for found, trained, own_prints in results:
         assert largest(trained, weights) <= 2e-6
@@ -98,16 +113,27 @@ def test_ranks_take_the_steps_of_one_process(kit, qwen_folder, tmp_path, alone, 
         assert own_prints == pytest.approx(prints, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("use", ["ddp", "fsdp2"])
-def test_a_process_alone_is_a_world_of_one(kit, qwen_folder, tmp_path, alone, use):
-    ((found, trained, _),) = on_ranks(lambda rank: steps(kit, qwen_folder, use, list(range(8))), 1, tmp_path)
+@pytest.mark.parametrize(("use", "options"), [("ddp", {}), ("fsdp2", {}), ("deepspeed", {"stage": 3})])
+def test_a_process_alone_is_a_world_of_one(kit, qwen_folder, tmp_path, alone, use, options):
+    strategy_of(use)
+    ((found, trained, _),) = on_ranks(lambda rank: steps(kit, qwen_folder, use, list(range(8)), **options), 1, tmp_path)
     assert largest(trained, alone[1]) <= 2e-6
     assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in alone[0]]
 
 
-@pytest.mark.parametrize(("use", "options"), [("ddp", {}), ("fsdp2", {}), ("fsdp2", {"sequence_parallel": 2})])
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("ddp", {}),
+        ("fsdp2", {}),
+        ("fsdp2", {"sequence_parallel": 2}),
+        ("deepspeed", {"stage": 2}),
+        ("deepspeed", {"stage": 3, "zpg": 2}),
+    ],
+)
 def test_a_critic_learns_beside_the_policy(kit, qwen_folder, tmp_path, use, options):
     critic = CriticSection(lr=1e-2, eps=1e-3)
+    strategy_of(use)
     losses, weights, _ = steps(kit, qwen_folder, "single", list(range(8)), critic=critic)
     for found, trained, _ in on_ranks(
         lambda rank: steps(kit, qwen_folder, use, SHARES[2][rank], critic=critic, **options), 2, tmp_path
@@ -138,3 +164,33 @@ def test_tensor_ranks_split_the_vocabulary_where_they_divide_it(kit, tmp_path, i
     for found, trained, _ in results:
         assert largest(trained, weights) <= 2e-6
         assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]
+
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.fixture(scope="module")
+def alone_with_lora(kit, qwen_folder):
+    return steps(kit, qwen_folder, "single", list(range(8)), lora=LORA)
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("single", {}),
+        ("ddp", {"micro_batch_size": 1}),
+        ("fsdp2", {}),
+        ("fsdp2", {"packing": False, "meta_init": False, "checkpointing": True}),
+        ("fsdp2", {"sequence_parallel": 2, "cpu_offload": True}),
+        ("deepspeed", {"stage": 2}),
+        ("deepspeed", {"stage": 3, "checkpointing": True}),
+    ],
+)
+def test_adapters_learn_on_ranks_as_in_one_process(kit, qwen_folder, tmp_path, alone_with_lora, use, options):
+    losses, weights, prints = alone_with_lora
+    strategy_of(use)
+    results = on_ranks(lambda rank: steps(kit, qwen_folder, use, SHARES[2][rank], lora=LORA, **options), 2, tmp_path)
+    for found, trained, own_prints in results:
+        assert largest(trained, weights) <= 2e-6
+        assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]
+        assert own_prints == pytest.approx(prints, rel=1e-4, abs=1e-4)

@@ -31,9 +31,15 @@ class Watch:
             )
 
     def update(self, stats: StepStats, step: int) -> None:
-        """An optimizer step of `step` was tried. Raises `RunFailed` after too many skipped ones in a row."""
+        """An optimizer step of `step` was tried. Raises `RunFailed` after too many skipped ones in a row.
+
+        Those that only lowered a loss scale neither count nor end the row.
+        """
         if stats.skipped is None:
             self._skipped_updates = 0
+            return
+        if stats.rescaled:
+            logger.info("step %d: update skipped, %s", step, stats.skipped)
             return
         self._skipped_updates += 1
         logger.warning("step %d: update skipped, %s", step, stats.skipped)

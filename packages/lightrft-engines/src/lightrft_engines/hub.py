@@ -1,5 +1,7 @@
 """Reading Hugging Face folders and hub models, with errors that say what is wrong and what to do."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lightrft_engines.attention import register_attention
 from lightrft_engines.config import TextConfig
@@ -27,6 +31,7 @@ log = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 Options = dict[str, str | bool | None]
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SAMPLE, NUM_SAMPLES = 1 << 15, 64  # bytes of a file that its digest reads at one place, and the places
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 
 
@@ -90,10 +95,16 @@ def stop_tokens(config: TextConfig, hf_config: PreTrainedConfig, tokenizer: PreT
     return tuple(dict.fromkeys(found))
 
 
-def load_model(config: TextConfig, hf_config: PreTrainedConfig, *, needs_head: bool = True) -> PreTrainedModel:
+def load_model(
+    config: TextConfig,
+    hf_config: PreTrainedConfig,
+    *,
+    needs_head: bool = True,
+    quantization: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
     """Weights in the precision of the files, from safetensors only; `UserError` where some are missing.
 
-    Without `needs_head` those of the output layer may be.
+    Without `needs_head` those of the output layer may be. With a `quantization` linear layers are packed as it says.
     """
     options = _options(config, config.path)
 
@@ -104,6 +115,7 @@ def load_model(config: TextConfig, hf_config: PreTrainedConfig, *, needs_head: b
             attn_implementation=choose_attention(config, hf_config),
             use_safetensors=True,
             output_loading_info=True,
+            quantization_config=quantization,
             **options,
         )
         return loaded
@@ -131,9 +143,34 @@ def build_model(config: TextConfig, hf_config: PreTrainedConfig) -> PreTrainedMo
                 trust_remote_code=config.trust_remote_code,
             )
         module.tie_weights()
+        module.generation_config = _generation_config(config) or module.generation_config
         return module
 
     return _guarded(build, config, "model")
+
+
+def digest(config: TextConfig) -> bytes:
+    """Of config.json and of bytes from all over the weight files: another model's differ, and large ones read fast."""
+    found = hashlib.sha256()
+    for name in ("config.json", *_weight_files(config)):
+        path = Path(str(cached_file(config.path, name, revision=config.revision)))
+        size = path.stat().st_size
+        found.update(f"{name} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(NUM_SAMPLES):
+                file.seek(max(0, size - SAMPLE) * number // (NUM_SAMPLES - 1))
+                found.update(file.read(SAMPLE))
+    return found.digest()
+
+
+def _weight_files(config: TextConfig) -> list[str]:
+    single, index = (
+        cached_file(config.path, name, revision=config.revision, _raise_exceptions_for_missing_entries=False)
+        for name in WEIGHTS
+    )
+    if single is not None or index is None:
+        return [WEIGHTS[0]]
+    return sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def _head_names(module: PreTrainedModel) -> set[str]:
@@ -194,17 +231,27 @@ def _options(config: TextConfig, path: str) -> Options:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without transformers' progress bars, which would cut through ours, and the hub's report of each retry."""
+    """Without transformers' progress bars, which would cut through ours, and the hub's report of each retry.
+
+    Nor with what DeepSpeed, which transformers looks for, tells on standard output where there is no GPU.
+    """
     shown, hub = hf_logging.is_progress_bar_enabled(), logging.getLogger("huggingface_hub")
+    deepspeed = logging.getLogger("DeepSpeed")
     level = hub.level
     hf_logging.disable_progress_bar()
     hub.setLevel(logging.ERROR)
+    deepspeed.addFilter(_is_error)
     try:
         yield
     finally:
         hub.setLevel(level)
+        deepspeed.removeFilter(_is_error)
         if shown:
             hf_logging.enable_progress_bar()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _guarded(load: Callable[[], Loaded], config: TextConfig, part: str) -> Loaded:
@@ -230,16 +277,20 @@ def _advice(config: TextConfig, text: str) -> str:
     return "Give the folder of a Hugging Face model that is on this machine, or a hub id that can be reached."
 
 
-def _generation_eos(config: TextConfig) -> int | list[int] | None:
+def _generation_config(config: TextConfig) -> GenerationConfig | None:
     if Path(config.path).is_dir() and not (Path(config.path) / "generation_config.json").is_file():
         return None
     try:
-        found = GenerationConfig.from_pretrained(
+        return GenerationConfig.from_pretrained(
             config.path, local_files_only=Path(config.path).is_dir(), revision=config.revision
         )
     except OSError:  # a hub model without one
         return None
-    eos: int | list[int] | None = found.eos_token_id
+
+
+def _generation_eos(config: TextConfig) -> int | list[int] | None:
+    found = _generation_config(config)
+    eos: int | list[int] | None = None if found is None else found.eos_token_id
     return eos
 
 

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jinja2 import TemplateError
-from lightrft_core.data import Batch, Group, Prompt, Rollout
+from lightrft_core.data import Batch, Group, Prompt, Rollout, seed_for
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Layout, LogProbs, Setup
 from lightrft_core.sections import CriticSection
@@ -19,6 +19,7 @@ from lightrft_engines.config import TextConfig
 from lightrft_engines.hub import (
     build_model,
     choose_attention,
+    digest,
     load_config,
     load_model,
     load_template,
@@ -27,6 +28,7 @@ from lightrft_engines.hub import (
     stop_tokens,
 )
 from lightrft_engines.logprobs import Abilities, logprobs, probe
+from lightrft_engines.lora import add_adapters, as_they_come, in_4_bits
 from lightrft_engines.sequence import SequenceRanks, allows
 from lightrft_engines.value_model import ValueModel, export, read_head, values
 
@@ -40,7 +42,7 @@ class TextAdapter:
     def __init__(self, config: TextConfig, setup: Setup) -> None:
         self._config = config
         self._temperature = setup.sampler.temperature
-        self._patches = setup.patches
+        self._patches, self._seed = setup.patches, seed_for(setup.run.seed, "lora")
         self._hf_config = load_config(config)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config)
         self._template = load_template(config, self._tokenizer)
@@ -67,6 +69,32 @@ class TextAdapter:
     def skeleton(self, role: str) -> PreTrainedModel:
         """The same without weights, on the meta device."""
         return self._patched(build_model(self._config, self._hf_config), role)
+
+    @property
+    def uses_lora(self) -> bool:
+        """See `abilities.LoraAdapter`: where `model.lora` is set."""
+        return self._config.lora is not None
+
+    @property
+    def lora_shards(self) -> bool:
+        """See `abilities.LoraAdapter`."""
+        return self._config.lora is not None and not self._config.lora.load_in_4bit
+
+    def load_lora(self) -> PreTrainedModel:
+        """See `abilities.LoraAdapter`; `UserError` for layers that the model does not have."""
+        if self.lora_shards:
+            return self._with_adapters(self.load("policy"))
+        module = load_model(self._config, self._hf_config, quantization=in_4_bits())
+        as_they_come(module)
+        return self._with_adapters(self._patched(module, "policy"))
+
+    def lora_skeleton(self) -> PreTrainedModel:
+        """See `abilities.LoraAdapter`."""
+        return self._with_adapters(self.skeleton("policy"))
+
+    def base_digest(self) -> bytes:
+        """See `abilities.LoraAdapter`."""
+        return digest(self._config)
 
     def require_sequence_ranks(self, size: int) -> None:
         """See `abilities.SequenceAdapter`: heads are dealt to the ranks, and rows must be packed."""
@@ -204,9 +232,12 @@ class TextAdapter:
         self._tokenizer.save_pretrained(path)
 
     def export(self, module: PreTrainedModel, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Safetensors, configs and tokenizer."""
+        """Safetensors, configs and tokenizer; a module with adapters only stands for the model of these weights."""
+        plain = module
+        if self._config.lora is not None and weights is not None:
+            plain = self.skeleton("policy").to(next(iter(weights.values())).dtype)
         with quietly():
-            module.save_pretrained(path, state_dict=None if weights is None else dict(weights))
+            plain.save_pretrained(path, state_dict=None if weights is None else dict(weights))
             self._tokenizer.save_pretrained(path)
 
     def _split_layout(self, module: nn.Module, batch: Batch, layout: Layout, ranks: SequenceRanks | None) -> Layout:
@@ -233,6 +264,10 @@ class TextAdapter:
                 hint="Change the messages (some templates know no system role), or name another template.",
             ) from error
         return tuple(ids)
+
+    def _with_adapters(self, module: PreTrainedModel) -> PreTrainedModel:
+        assert self._config.lora is not None  # `uses_lora`
+        return add_adapters(module, self._config.lora, path=self._config.path, seed=self._seed)
 
     def _patched(self, module: PreTrainedModel, role: str) -> PreTrainedModel:
         for name, patch in self._patches:

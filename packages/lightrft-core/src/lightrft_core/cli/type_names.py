@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Path: "path"}
@@ -29,6 +30,8 @@ def type_name(annotation: Any) -> str:  # Any: a type, in any of the forms that 
         return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return " | ".join(repr(member.value) for member in annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"options {', '.join(annotation.model_fields)}"
     return _PLAIN.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

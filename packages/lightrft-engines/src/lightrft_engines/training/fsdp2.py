@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightrft_core.abilities import LoraAdapter
+from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -57,6 +59,10 @@ class Shards:
     def trained(self) -> list[str]:
         """Those that take a gradient."""
         return [name for name, parameter in self._parameters() if parameter.requires_grad]
+
+    def held(self, name: str) -> Tensor:
+        """One of them."""
+        return self.module.get_parameter(name).to_local().detach()
 
     def master(self, name: str) -> Tensor:
         """The local shard, which is in full precision unless that was declined."""
@@ -140,18 +146,17 @@ class Fsdp2Placement:
         on_cpu = sleeps or self._config.cpu_offload
         if self._config.meta_init and source.skeleton is not None and self._world.size > 1:
             loaded = source.load() if self._world.rank == 0 else None
-            call = self._sharded(source.skeleton(), learns, on_cpu)
+            call = self._sharded(_readied(source.skeleton(), source, learns), on_cpu)
             call.to_empty(device="cpu" if on_cpu else self._device)
             self._hand_out(loaded, call.module)
         else:
-            call = self._sharded(source.load(), learns, on_cpu)
+            call = self._sharded(_readied(source.load(), source, learns), on_cpu)
         call.eval()
         return Shards(call, self._dtype, self._meshes, self._config.master_weights)
 
-    def _sharded(self, module: nn.Module, learns: bool, on_cpu: bool) -> Call:
+    def _sharded(self, module: nn.Module, on_cpu: bool) -> Call:
         is_mixed = self._dtype != torch.float32
-        cast_parameters(module, torch.float32 if self._config.master_weights else self._dtype)
-        module.requires_grad_(learns)
+        cast_parameters(module, self._dtype, torch.float32 if self._config.master_weights else self._dtype)
         policy = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32) if is_mixed else None
         pins = self._device.type == "cuda"
         offload = CPUOffloadPolicy(pin_memory=pins) if on_cpu else OffloadPolicy()
@@ -200,6 +205,11 @@ def shard_units(module: nn.Module, names: Collection[str] = ()) -> list[nn.Modul
     return blocks[::-1] or _longest_list(module)
 
 
+def _readied(module: nn.Module, source: Source, learns: bool) -> nn.Module:
+    """What learns in it takes gradients; where that is adapters alone, it does already."""
+    return module if source.lora else module.requires_grad_(learns)
+
+
 def shard_of(whole: Tensor, like: DTensor) -> Tensor:
     """This rank's shard of a tensor that every rank has whole, as `like` is sharded: innermost ranks first."""
     mesh = like.device_mesh
@@ -229,10 +239,25 @@ def _by_sum(module: FSDPModule) -> None:
     module.set_force_sum_reduction_for_comms(True)
 
 
+def _require_possible(config: Fsdp2Config, setup: Setup) -> None:
+    """`UserError` for what tensor ranks cannot do."""
+    adapter, optimizers = setup.require_model(), {setup.optim.optimizer}
+    if setup.critic is not None:
+        optimizers.add(setup.critic.optimizer)
+    refused = {
+        "layers with adapters cannot be split over ranks.": isinstance(adapter, LoraAdapter) and adapter.uses_lora,
+        "8-bit moments cannot be split along rows.": "adamw_8bit" in optimizers,
+    }
+    for what, is_asked in refused.items():
+        if is_asked and config.tensor_parallel > 1:
+            raise UserError(what, where="strategy.tensor_parallel", hint="Leave it out.")
+
+
 class Fsdp2Strategy(TorchStrategy):
     """Sharded over the ranks by FSDP2."""
 
     def __init__(self, config: Fsdp2Config, setup: Setup) -> None:
+        _require_possible(config, setup)
         place = start(config, setup)
         require_group(place.device)
         placement = Fsdp2Placement(config, place, setup.shard_units)

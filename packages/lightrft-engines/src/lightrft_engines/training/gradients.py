@@ -16,13 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightrft_engines.world import add_over_ranks
 
+PIECE = 1 << 20  # entries of a gradient whose squares are added up at one time
+
 
 class Gradients(Protocol):
     """A step's gradients; see the module."""
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """One per master weight, of its shape and type, after `reduce`."""
+        """One per master weight, of its shape and type, on the model's device, after `reduce`."""
 
     def begin(self) -> None:
         """Start at zero."""
@@ -60,9 +62,9 @@ class FlatGradients:
     def begin(self) -> None:
         """Parameters in full precision add to the buffer by themselves."""
         total = sum(master.numel() for master in self._masters)
-        self._buffer = torch.zeros(total, dtype=self._masters[0].dtype, device=self._masters[0].device)
-        for parameter, master, view in zip(self._parameters, self._masters, self.tensors, strict=True):
-            parameter.grad = view if parameter is master else None
+        self._buffer = torch.zeros(total, dtype=self._masters[0].dtype, device=self._parameters[0].device)
+        for parameter, view in zip(self._parameters, self.tensors, strict=True):
+            parameter.grad = view if parameter.dtype == view.dtype else None
 
     @contextmanager
     def passing(self, is_last: bool) -> Iterator[None]:
@@ -71,8 +73,8 @@ class FlatGradients:
 
     def absorb(self) -> None:
         """Those in low precision are added here."""
-        for parameter, master, view in zip(self._parameters, self._masters, self.tensors, strict=True):
-            if parameter is not master and parameter.grad is not None:
+        for parameter, view in zip(self._parameters, self.tensors, strict=True):
+            if parameter.dtype != view.dtype and parameter.grad is not None:
                 view += parameter.grad
                 parameter.grad = None
 
@@ -82,7 +84,7 @@ class FlatGradients:
 
     def norm(self) -> float:
         """Seen whole, so that all ranks agree."""
-        return float(torch.linalg.vector_norm(self._buffer, dtype=torch.float64))
+        return math.sqrt(squares([self._buffer]))
 
     def end(self) -> None:
         """Drop the buffer."""
@@ -118,9 +120,8 @@ class BucketGradients:
 
     def reduce(self) -> None:
         """Done already; full precision for the optimizer."""
-        grads = [parameter.grad for parameter in self._parameters]
-        pairs = zip(grads, self._masters, strict=True)
-        self.tensors = [torch.zeros_like(master) if grad is None else grad.to(master) for grad, master in pairs]
+        pairs = zip(self._parameters, self._masters, strict=True)
+        self.tensors = [gradient_of(parameter, parameter.grad, master.dtype) for parameter, master in pairs]
 
     def norm(self) -> float:
         """Every rank has the whole gradient."""
@@ -133,9 +134,17 @@ class BucketGradients:
             parameter.grad = None
 
 
+def gradient_of(parameter: Tensor, gradient: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """It in these numbers; zeros where no pass reached the parameter."""
+    return torch.zeros_like(parameter, dtype=dtype) if gradient is None else gradient.to(dtype)
+
+
 def squares(tensors: Sequence[Tensor]) -> float:
-    """Sum of squares, in float64."""
+    """Sum of squares, in float64; piece by piece, because torch makes a float64 copy of what it takes the norm of."""
     if not tensors:
         return 0.0
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
-    return float(torch.stack(norms).square().sum())
+    total = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    for tensor in tensors:
+        for piece in tensor.flatten().split(PIECE):
+            total += torch.linalg.vector_norm(piece, dtype=torch.float64).square()
+    return float(total)

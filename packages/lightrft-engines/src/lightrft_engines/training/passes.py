@@ -57,16 +57,30 @@ class Passes:
             with torch.no_grad():
                 runner.run(self._find_out, spare_row())
 
-    def parts(self, module: nn.Module, batch: Batch) -> list[Batch]:
-        """The batch as forward and backward passes."""
+    @property
+    def training_limits(self) -> Limits:
+        """The largest forward and backward pass."""
         tokens = self.config.max_tokens_per_micro_batch
         by_rows = self.config.micro_batch_size is not None and tokens is None
-        limits = Limits(self.config.micro_batch_size, 1 << 60 if by_rows else tokens or token_limit(self.device))
-        return [batch.rows(rows) for rows in self._cut(module, batch, self.layout, limits)]
+        return Limits(self.config.micro_batch_size, 1 << 60 if by_rows else tokens or token_limit(self.device))
+
+    @property
+    def scoring_limits(self) -> Limits:
+        """The largest pass without gradient."""
+        num_rows = self.config.logprob_micro_batch_size
+        tokens = self.config.max_tokens_per_micro_batch or token_limit(self.device)
+        return Limits(num_rows, 1 << 60 if num_rows is not None else 2 * tokens)
+
+    def parts(self, module: nn.Module, batch: Batch) -> list[Batch]:
+        """The batch as forward and backward passes."""
+        return [batch.rows(rows) for rows in self._cut(module, batch, self.layout, self.training_limits)]
 
     def num_passes(self, own: int) -> int:
-        """How many passes all ranks make; each calls it where it knows its own."""
-        return max(int(num) for num in self.world.gather(own)) if self.lockstep else own
+        """How many passes all ranks make; each calls it where it knows its own.
+
+        At least one: where no row is left, a spare one makes the gradient a zero.
+        """
+        return max(1, *(int(num) for num in self.world.gather(own))) if self.lockstep else own
 
     def forward(self, runner: Runner, part: Batch, *, layout: Layout, entropy: bool = False) -> LogProbs:
         """Log-probabilities of one part; with gradient where that is enabled."""
@@ -121,10 +135,7 @@ class Passes:
         return torch.zeros(())
 
     def _without_gradient(self, module: nn.Module, batch: Batch, layout: Layout) -> list[list[int]]:
-        num_rows = self.config.logprob_micro_batch_size
-        tokens = self.config.max_tokens_per_micro_batch or token_limit(self.device)
-        limits = Limits(num_rows, 1 << 60 if num_rows is not None else 2 * tokens)
-        parts = self._cut(module, batch, layout, limits)
+        parts = self._cut(module, batch, layout, self.scoring_limits)
         return parts + [[]] * (self.num_passes(len(parts)) - len(parts))
 
     def _cut(self, module: nn.Module, batch: Batch, layout: Layout, limits: Limits) -> list[list[int]]:

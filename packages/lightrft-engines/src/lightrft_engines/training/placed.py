@@ -13,6 +13,7 @@ from lightrft_core.protocols import World
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightrft_engines.training.files import Filed
 from lightrft_engines.training.gradients import BucketGradients, FlatGradients, Gradients
 from lightrft_engines.training.optimizer import master_of
 from lightrft_engines.training.placement import cast_parameters
@@ -23,13 +24,17 @@ Load = Callable[[], nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How to get a module: with its weights on the CPU, or without memory on the meta device where that is possible."""
+    """How to get a module: with its weights on the CPU, or without memory on the meta device where that is possible.
+
+    With `lora` there are adapters in it that learn alone; checkpoints hold nothing else of it.
+    """
 
     load: Load
     skeleton: Load | None = None
+    lora: bool = False
 
 
-class Placed(Protocol):
+class Frozen(Protocol):
     """A module in its place."""
 
     @property
@@ -49,23 +54,30 @@ class Placed(Protocol):
     def own(self) -> dict[str, Tensor]:
         """This rank's part of every parameter, tied ones once; it shares memory with the module."""
 
-    def trained(self) -> list[str]:
-        """Names of the parameters that learn."""
-
-    def master(self, name: str) -> Tensor:
-        """What an optimizer updates of a parameter: `own()[name]` itself, or a copy in full precision."""
-
-    def gradients(self, names: Sequence[str], masters: Sequence[Tensor]) -> Gradients:
-        """Where their gradients add up."""
-
     def whole(self, name: str, own: Tensor) -> Tensor:
         """From every rank's part the whole tensor, on every rank; all ranks call it together."""
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a whole tensor that every rank has."""
 
-    def filed(self, name: str, own: Tensor) -> Tensor:
-        """This rank's part as checkpoints take it: plain where it is the whole, else a DTensor on the CPU."""
+    def filed(self, name: str, own: Tensor) -> Filed:
+        """This rank's part as checkpoints take it: plain where it is the whole, else a DTensor on the CPU or a span."""
+
+
+class Placed(Frozen, Protocol):
+    """One that may learn."""
+
+    def trained(self) -> list[str]:
+        """Names of the parameters that learn."""
+
+    def held(self, name: str) -> Tensor:
+        """`own()[name]`."""
+
+    def master(self, name: str) -> Tensor:
+        """What an optimizer updates of a parameter: `own()[name]` itself, or a copy in full precision."""
+
+    def gradients(self, names: Sequence[str], masters: Sequence[Tensor]) -> Gradients:
+        """Where their gradients add up."""
 
 
 class Placement(Protocol):
@@ -114,6 +126,10 @@ class Whole:
     def trained(self) -> list[str]:
         """Those that take a gradient."""
         return [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+
+    def held(self, name: str) -> Tensor:
+        """One of them."""
+        return self.module.get_parameter(name).detach()
 
     def master(self, name: str) -> Tensor:
         """In bf16 a copy in fp32."""
@@ -191,7 +207,7 @@ class Replicas:
         """Cast and move it."""
         module = source.load()
         cast_parameters(module, self.dtype)
-        module = module.eval().requires_grad_(learns)
+        module = module.eval() if source.lora else module.eval().requires_grad_(learns)
         if sleeps:
             return Whole(module, self.dtype, self.world, self.device)
         kind = Bucketed if self.overlaps and learns else Whole
@@ -205,20 +221,20 @@ def _sum_over_ranks(state: None, bucket: torch.distributed.GradBucket) -> torch.
     return future
 
 
-def served(placed: Placed) -> Iterator[tuple[str, Tensor]]:
+def served(placed: Frozen) -> Iterator[tuple[str, Tensor]]:
     """Whole parameters in what the module computes in, one at a time; all ranks iterate together."""
     for name, own in placed.own().items():
         yield name, placed.whole(name, own).to(placed.dtype)
 
 
-def copy_into(placed: Placed, values: Mapping[str, Tensor]) -> None:
+def copy_into(placed: Frozen, values: Mapping[str, Tensor]) -> None:
     """Give a module other weights, part by part."""
     with torch.no_grad():
         for name, own in placed.own().items():
             own.copy_(values[name])
 
 
-def take_whole(placed: Placed, weights: Iterable[tuple[str, Tensor]]) -> None:
+def take_whole(placed: Frozen, weights: Iterable[tuple[str, Tensor]]) -> None:
     """Give a module whole weights, one at a time."""
     own = placed.own()
     with torch.no_grad():

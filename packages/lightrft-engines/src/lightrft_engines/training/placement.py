@@ -32,14 +32,21 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast floating-point parameters; buffers keep their precision (rotary frequencies must stay fp32)."""
+def cast_parameters(module: nn.Module, dtype: torch.dtype, learning: torch.dtype | None = None) -> None:
+    """Cast floating-point parameters, those that take a gradient to `learning` where that is given.
+
+    Weights in 4 bits unpack to it. Buffers keep their precision (rotary frequencies must stay fp32).
+    """
     for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+        wanted = learning if learning is not None and parameter.requires_grad else dtype
+        packed = getattr(parameter, "quant_state", None)  # bitsandbytes' parameters have it
+        if packed is not None:
+            packed.dtype = wanted
+        elif parameter.is_floating_point() and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
 
 
 def token_limit(device: torch.device) -> int:

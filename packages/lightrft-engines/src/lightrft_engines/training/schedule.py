@@ -9,7 +9,6 @@ import math
 
 import torch
 from lightrft_core.sections import LearningSection
-from transformers import get_scheduler
 
 Options = dict[str, float | int]
 
@@ -38,6 +37,8 @@ def _is_flat(optim: LearningSection) -> bool:
 
 def _factor(optim: LearningSection, step: int, num_warmup: int, num_steps: int) -> float:
     """The schedule as a function of the step; transformers makes one for an optimizer, so it gets an idle one."""
+    from transformers import get_scheduler  # brings peft and bitsandbytes along where these are installed
+
     idle = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(
         optim.schedule, idle, num_warmup, num_steps, scheduler_specific_kwargs=_options(optim, num_steps)

@@ -48,7 +48,7 @@ def start(config: TrainingConfig, setup: Setup) -> Place:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    _refuse_idle(config, device)
+    refuse_idle(config, device, "activation_offload", "reference_offload")
     world = setup.world if setup.world.size > 1 else open_world(device)
     return Place(device, choose_dtype(config.precision, device), world)
 
@@ -67,7 +67,9 @@ class PlacedBackend:
     @classmethod
     def of(cls, config: TrainingConfig, place: Place, placement: Placement) -> "PlacedBackend":
         """For a started strategy."""
-        memory = Memory(config.checkpointing, config.activation_offload)
+        refuse_idle(config, place.device, "adam_offload")
+        masters_on = torch.device("cpu") if config.adam_offload else None
+        memory = Memory(config.checkpointing, config.activation_offload, masters_on)
         return cls(place.world, place.device, place.dtype, placement, memory, config.reference_offload)
 
     @property
@@ -83,18 +85,18 @@ class PlacedBackend:
     def trained(self, source: Source, section: LearningSection, num_steps: int) -> Role:
         """Placed, with an optimizer."""
         placed = self.placement.place(source, learns=True)
-        return TrainedRole(placed, section, num_steps, self.world, self.memory)
+        return TrainedRole(placed, section, num_steps, self.world, self.memory, lora=source.lora)
 
     def frozen(self, source: Source) -> Placed:
         """Placed; on the CPU between its calls where that was asked for."""
         return self.placement.place(source, learns=False, sleeps=self.reference_offload)
 
 
-def _refuse_idle(config: TrainingConfig, device: torch.device) -> None:
+def refuse_idle(config: TrainingConfig, device: torch.device, *names: str) -> None:
     """What moves memory from a GPU to the CPU does nothing on a CPU."""
     if device.type != "cpu":
         return
-    for name in ("activation_offload", "reference_offload"):
+    for name in names:
         if getattr(config, name):
             where, hint = f"strategy.{name}", "It is for GPUs: leave it out."
             raise UserError("has no effect: the model is on the CPU.", where=where, hint=hint)

@@ -4,17 +4,16 @@ One optimizer step sums the shares of its micro-batches; `Objective` divides by 
 so how rows are cut and where they live cannot change the update. A critic learns in the same steps as the policy.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
-from lightrft_core.abilities import SequenceAdapter, SkeletonAdapter, ValueAdapter
+from lightrft_core.abilities import LoraAdapter, SequenceAdapter, SkeletonAdapter, ValueAdapter
 from lightrft_core.data import Batch, LossInputs, StepStats, seed_for
 from lightrft_core.errors import UserError
 from lightrft_core.objective import Objective, Totals, local_totals
@@ -24,20 +23,21 @@ from torch import Tensor, nn
 
 from lightrft_engines.fingerprint import fingerprint, spread_names
 from lightrft_engines.sequence import SequenceRanks
-from lightrft_engines.tensors_io import read_tensors, write_tensors
+from lightrft_engines.training.adapters import AdapterReference, Lora, lora_source
 from lightrft_engines.training.average import Average
 from lightrft_engines.training.config import TrainingConfig
 from lightrft_engines.training.critic import Critic
 from lightrft_engines.training.exchange import Exchange
+from lightrft_engines.training.exports import Exports, exporter
+from lightrft_engines.training.kept import Holder, Kept
 from lightrft_engines.training.passes import Passes, on_device, required, spare_row, trained_rows
 from lightrft_engines.training.placed import Frozen, Source
+from lightrft_engines.training.placement import cast_parameters
 from lightrft_engines.training.reference import Reference
 from lightrft_engines.training.roles import Role
 from lightrft_engines.training.stepsums import StepSums
 from lightrft_engines.training.supervised import Examples
-from lightrft_engines.world import TorchWorld
-
-FORMAT = 2
+from lightrft_engines.world import TorchWorld, world_beside
 
 
 class Backend(Protocol):
@@ -82,11 +82,14 @@ class TorchStrategy:
         self._passes = Passes(self._adapter, config, backend.device, backend.world, backend.lockstep, self._sequence)
         torch.manual_seed(seed_for(setup.run.seed, "torch", self.world.rank))  # for parts that draw without a seed
         frozen, num_steps = _frozen_updates(setup), setup.num_optimizer_steps
-        self._policy = backend.trained(source_of(self._adapter, "policy"), setup.optim, num_steps - frozen)
+        self._learns, self._written_dtype = setup.learns, backend.dtype
+        optim = setup.optim if setup.learns else LearningSection()  # AdamW, which holds nothing before its first step
+        source = lora_source(self._adapter, config, whole=backend.serves_in_place)
+        self._policy = backend.trained(source or source_of(self._adapter, "policy"), optim, num_steps - frozen)
+        self._lora = None if source is None else Lora(self._policy, cast(LoraAdapter, self._adapter), backend.dtype)
         self._passes.prepare(self._policy)
-        has_reference = "ref_logprobs" in setup.needs
-        self._reference = Reference(self._place_reference, self.world) if has_reference else None
-        self._average = Average(self._policy, config.ema_beta, self.world) if config.ema else None
+        self._reference = self._build_reference() if "ref_logprobs" in setup.needs else None
+        self._average = Average(self._policy, config.ema_beta) if config.ema else None
         self.critic, self._frozen_updates = self._build_critic(setup), frozen
         self._examples: Examples | None = None
         self._exports_critic = setup.critic is not None and setup.critic.export
@@ -103,8 +106,8 @@ class TorchStrategy:
 
     @property
     def policy(self) -> nn.Module | None:
-        """The trained module, for engines that serve it in place; None where its weights are not whole here."""
-        return self._policy.module if self._backend.serves_in_place else None
+        """The trained module, for engines that serve it in place; None where its weights are not all here, plain."""
+        return self._policy.module if self._backend.serves_in_place and self._lora is None else None
 
     @property
     def device(self) -> torch.device:
@@ -163,20 +166,24 @@ class TorchStrategy:
             norms[self.critic.role] = self.critic.gradient(minibatch, totals, sums, self.world)
         lr = 0.0 if is_frozen else self._policy.rate
         self._examples = None
-        unsound = [norm for norm in norms.values() if not math.isfinite(norm)]  # one non-finite entry makes it so
+        unsound = {role: norm for role, norm in norms.items() if not math.isfinite(norm)}  # one entry makes it so
         for role, norm in norms.items():
             if not unsound:
                 role.apply(norm)
             role.forget()
         if self._average is not None and not is_frozen and not unsound:
             self._average.follow()
-        skipped = f"the gradient norm is {unsound[0]}" if unsound else None
-        policy_norm = norms.get(self._policy, 0.0)
-        return StepStats(metrics=sums.over_ranks(self.world), grad_norm=policy_norm, lr=lr, skipped=skipped)
+        return StepStats(
+            metrics=sums.over_ranks(self.world),
+            grad_norm=norms.get(self._policy, 0.0),
+            lr=lr,
+            skipped=f"the gradient norm is {next(iter(unsound.values()))}" if unsound else None,
+            rescaled=bool(unsound) and all(role.scale is not None and role.scale.was_lowered for role in unsound),
+        )
 
     def refresh_reference(self) -> None:
         """Make the policy as it is now the reference."""
-        self._require_reference().refresh(self._policy.served())
+        self._require_reference().refresh()
 
     def mix_in(self, examples: Batch, coef: float) -> None:
         """The next step learns these examples too."""
@@ -190,49 +197,46 @@ class TorchStrategy:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole parameters by their Hugging Face names, tied ones once; all ranks iterate together."""
-        return self._policy.served()
+        return self._served.served()
 
     def fingerprint(self, num: int = 8) -> Mapping[str, float]:
         """See `fingerprint.fingerprint`."""
-        chosen = spread_names(self._policy.names(), num)
-        return {name: fingerprint(name, self._policy.whole(name)) for name in chosen}
+        chosen = spread_names(self._served.names(), num)
+        return {name: fingerprint(name, self._served.whole(name)) for name in chosen}
 
     def save(self, path: Path) -> None:
         """Every rank writes its random state and its shards; rank 0 what all ranks have whole, and the counts."""
-        write_tensors(path / f"random-{self.world.rank:05d}.safetensors", {"torch": torch.get_rng_state()})
-        state = {"format": FORMAT, "optimizer_steps": self._policy.steps_done}
-        self._policy.save(path / "policy")
-        if self.critic is not None:
-            self.critic.role.save(path / "critic")
-            state["critic_steps"] = self.critic.role.steps_done
-        if self._reference is not None:
-            self._reference.save(path)
-        if self._average is not None:
-            self._average.save(path)
-        if self.world.rank == 0:
-            (path / "strategy.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        self._kept().snapshot(copied=False).write(path, self.world)
+
+    @cached_property
+    def beside(self) -> World:
+        """See `abilities.StagingStrategy`."""
+        return world_beside(self.world)
+
+    def stage(self, *, export: str | None = None) -> Callable[[Path], None]:
+        """See `abilities.StagingStrategy`."""
+        write = self._exporter(copied=True) if export is not None else None
+        more = None if write is None else lambda path: write(path / str(export))
+        return partial(self._kept().snapshot(copied=True, more=more).write, world=self.beside)
 
     def load(self, path: Path) -> None:
-        """Take them back, exactly, on any number of ranks; `UserError` for another model's, with nothing changed."""
-        state = json.loads((path / "strategy.json").read_text(encoding="utf-8"))
-        policy = self._policy.read(path / "policy")
-        if self.critic is not None:
-            self.critic.role.take(self.critic.role.read(path / "critic"), int(state["critic_steps"]))
-        if self._reference is not None:
-            self._reference.load(path)
-        if self._average is not None:
-            self._average.load(path)
-        self._policy.take(policy, int(state["optimizer_steps"]))
-        own_random = path / f"random-{self.world.rank:05d}.safetensors"
-        if own_random.is_file():
-            torch.set_rng_state(read_tensors(own_random, {"torch": torch.get_rng_state()})["torch"])
+        """Take it back, exactly, on any number of ranks; `UserError` for another model's, with nothing changed."""
+        self._written_dtype = self._kept().load(path, learns=self._learns)
 
     def export(self, path: Path) -> None:
-        """Rank 0 writes the Hugging Face folder, and the critic where that was asked for; the others wait for it."""
-        self._export(self._policy, path, self._adapter.export)
-        if self.critic is not None and self._exports_critic:
-            self._export(self.critic.role, path / "critic", self.critic.adapter.export_critic)
-        self.world.barrier()
+        """Rank 0 writes the Hugging Face folder, and the critic where that was asked for.
+
+        In the numbers that the model computed with where it was trained.
+        """
+        write = self._exporter(copied=False)
+        if self.world.rank == 0:
+            write(path)
+
+    def export_adapters(self, path: Path) -> None:
+        """See `abilities.LoraStrategy`."""
+        if self._lora is None:
+            raise UserError("this run trains all weights.", where="model.lora", hint="Export the model itself.")
+        self._lora.export_adapters(path, writes=self.world.rank == 0)
 
     def close(self) -> None:
         """Leave the process group and drop the models."""
@@ -240,24 +244,38 @@ class TorchStrategy:
         if isinstance(self.world, TorchWorld):
             self.world.close()
 
-    def _export(self, role: Role, path: Path, write: Callable[..., None]) -> None:
-        if self._backend.serves_in_place:
-            if self.world.rank == 0:
-                write(role.module, path)
-            return
-        weights = {}
-        for name, tensor in role.served():
-            if self.world.rank == 0:
-                weights[name] = tensor.cpu()
-        if self.world.rank == 0:
-            write(role.module, path, weights=weights)
+    def _kept(self) -> Kept:
+        roles = {"policy": self._policy} | ({} if self.critic is None else {"critic": self.critic.role})
+        base = None if self._lora is None else self._lora.base
+        others: tuple[Holder | None, ...] = (base, self._reference, self._average)
+        holders = [holder for holder in others if holder is not None]
+        return Kept(roles, holders, self.world, self.device, self._backend.dtype)
+
+    def _exporter(self, *, copied: bool) -> Callable[[Path], None]:
+        """What writes the export on rank 0; all ranks call it together."""
+        exports: Exports = {"": (self._served, self._adapter.export)}
+        if self.critic is not None and self._exports_critic:
+            exports = {**exports, "critic": (self.critic.role, self.critic.adapter.export_critic)}
+        for role, _ in exports.values() if not self._learns else ():
+            cast_parameters(role.module, self._written_dtype)
+        if self._lora is not None:
+            self._lora.dtype = self._written_dtype
+        in_place = self._backend.serves_in_place and self._lora is None and not copied
+        return exporter(exports, in_place=in_place, copied=copied, writes=self.world.rank == 0)
+
+    @property
+    def _served(self) -> Role | Lora:
+        return self._policy if self._lora is None else self._lora
+
+    def _build_reference(self) -> Reference | AdapterReference:
+        return Reference(self._place_reference, self._policy.served) if self._lora is None else self._lora.reference()
 
     def _build_critic(self, setup: Setup) -> Critic | None:
         if setup.critic is None:
             return None
         adapter, section = cast(ValueAdapter, self._adapter), setup.critic  # it provides `values`, or was refused
         source = Source(lambda: adapter.load_critic(section))
-        role = self._backend.trained(source, section, setup.num_optimizer_steps)
+        role = self._backend.trained(source, section if self._learns else LearningSection(), setup.num_optimizer_steps)
         return Critic(role, adapter, self._passes, self._exchange, section.clip)
 
     def _require_critic(self) -> Critic:
@@ -265,7 +283,7 @@ class TorchStrategy:
             raise ValueError("values are needed and this run has no critic: it was built without `setup.critic`")
         return self.critic
 
-    def _require_reference(self) -> Reference:
+    def _require_reference(self) -> Reference | AdapterReference:
         if self._reference is None:
             raise ValueError("this run has no reference")
         return self._reference
@@ -292,7 +310,10 @@ class TorchStrategy:
         if self._examples is not None:
             losses += self._examples.losses(self._policy, self._passes, self._exchange, sums, self.world)
         losses += [self._spare_loss] * (self._passes.num_passes(len(losses)) - len(losses))
-        return self._policy.gather(losses)
+        norm = self._policy.gather(losses)
+        if self._policy.scale is not None:
+            sums.add({"loss_scale": (self._policy.scale.used, 1.0)})
+        return norm
 
     def _loss(self, part: Batch, objective: Objective, totals: Totals, sums: StepSums | None) -> Tensor:
         found = self._passes.forward(self._policy, part, layout=self._passes.layout, entropy=True)
@@ -351,7 +372,7 @@ def _sequence_ranks(config: TrainingConfig, adapter: ModelAdapter, world: World)
 
 def _frozen_updates(setup: Setup) -> int:
     """Updates of the critic before the policy's first. `UserError` where they are all that the run has."""
-    if setup.critic is None or setup.critic.policy_freeze_steps == 0:
+    if setup.critic is None or setup.critic.policy_freeze_steps == 0 or not setup.learns:
         return 0
     num_rollout_steps = setup.run.steps or setup.num_optimizer_steps
     frozen = setup.critic.policy_freeze_steps
