@@ -93,10 +93,12 @@ def test_nvidia_smi_is_asked(bare, tmp_path, script, num):
     assert launch.num_gpus() == num
 
 
-def test_the_ranks_exit_code_and_words_come_through(bare, capfd):
+def test_the_ranks_exit_code_and_words_come_through(bare, tmp_path, capfd):
     bare.setenv("PATH", os.defpath)
-    assert launch.torchrun(1, ["train", "nowhere.yaml"]) != 0
-    assert "nowhere.yaml: no such run file" in capfd.readouterr().err
+    run_dir = RunDir.create(tmp_path, "one")
+    run_dir.write_run_file("algorithm: grpoo\n")
+    assert launch.torchrun(1, run_dir.path) == 2
+    assert "Did you mean 'grpo'?" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -5,12 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-
-STOP_SECONDS = 1800  # how long torchrun waits for ranks that finish their step and save; its own 30 s lose the step
 
 
 def rank() -> int:
@@ -39,17 +37,14 @@ def num_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def torchrun(num_processes: int, arguments: Sequence[str]) -> int:
-    """Run `lightrft ARGUMENTS` on so many local processes; returns the exit code of the first that failed, or 0.
+def torchrun(num_processes: int, run: Path) -> int:
+    """Go on with the run in this folder on so many local processes; returns the exit code of the first that failed.
 
     In the main thread only: a signal to this process is passed on, so that no rank is left behind.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    command += ["-m", "lightrft_core.cli.main", *arguments]
-    defaults = {
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes)),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOP_SECONDS),
-    }
+    command = [sys.executable, "-m", "lightrft_core.torchrun", str(run), "--standalone"]
+    command.append(f"--nproc-per-node={num_processes}")
+    defaults = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num_processes))}
     process = subprocess.Popen(command, env={**defaults, **os.environ}, start_new_session=True)
     with _passing_on(process):
         code = process.wait()
@@ -67,7 +62,7 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) == 1:
-            process.send_signal(signal.SIGTERM)  # torchrun would die of a SIGUSR1
+            process.send_signal(signal.SIGTERM)
             return
         for pid in (*_children(process.pid), process.pid):
             with suppress(ProcessLookupError):
