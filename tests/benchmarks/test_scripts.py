@@ -21,7 +21,7 @@ def run(script, *words):
     )
 
 
-@pytest.mark.parametrize("script", ["rollout.py", "step.py", "learning.py", "train.py"])
+@pytest.mark.parametrize("script", ["rollout.py", "step.py", "learning.py", "train.py", "head.py"])
 def test_it_explains_its_options(script):
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -36,6 +36,18 @@ def test_rollouts_are_measured_against_generate(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["engine"] for row in rows] == ["generate", "embedded"]
     assert all(row["tokens"] == 8 * 32 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_fused_head_is_measured_against_the_naive_one(tmp_path):
+    out = tmp_path / "head.json"
+    words = ("--tokens", "512", "--vocabulary", "40000", "--widths", "16", "--numbers", "fp32", "--entropy")
+    done = run("head.py", *words, "--threads", "1", "--repeats", "1", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "| fp32 | 16 | yes | 1 |" in done.stdout
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["naive_wall_s"] > 0
+    assert row["fused_mb"] < 0.3 * row["naive_mb"]
 
 
 @pytest.mark.slow
