@@ -16,10 +16,18 @@ def fingerprint(name: str, tensor: "Tensor") -> float:
     The same bits for the same values on every device and for every number of threads; a permutation of the entries
     changes it, and so does another name.
     """
-    flat = tensor.detach().reshape(-1)
-    stride = max(1, flat.numel() // SAMPLE)
-    start = sum(name.encode()) % stride
-    values = flat[start::stride].cpu().double().tolist()
+    sample = sample_positions(name, tensor.numel())
+    return weigh(tensor.detach().reshape(-1)[sample.start :: sample.step].cpu().double().tolist())
+
+
+def sample_positions(name: str, numel: int) -> range:
+    """Which entries of the flattened tensor count; for those who hold but a part of it."""
+    stride = max(1, numel // SAMPLE)
+    return range(sum(name.encode()) % stride, numel, stride)
+
+
+def weigh(values: Sequence[float]) -> float:
+    """The number, from the entries of the sample in order."""
     return math.fsum(value * (1.0 + rank / len(values)) for rank, value in enumerate(values))
 
 

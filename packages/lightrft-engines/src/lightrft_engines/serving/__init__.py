@@ -1,0 +1,1 @@
+"""What engines with a process or a module of their own share: siblings, buckets of weights, servers, HTTP."""

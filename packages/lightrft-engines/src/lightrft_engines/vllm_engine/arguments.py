@@ -1,0 +1,106 @@
+"""From options of a run to arguments of vLLM: the same for the library and for the server's command line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightrft_core.errors import UserError
+from lightrft_core.protocols import Setup
+from vllm.platforms import current_platform
+
+from lightrft_engines.vllm_engine import cpu
+from lightrft_engines.vllm_engine.config import VllmConfig
+
+EXTENSION = "lightrft_engines.vllm_engine.worker.Worker"
+GIBIBYTE = 1 << 30
+LOGPROBS = "processed_logprobs"  # of the distribution that was sampled: temperature and truncation applied
+COLOCATED_SHARE, SERVER_SHARE = 0.4, 0.9
+Arguments = dict[str, Any]  # Any: values of vLLM's EngineArgs
+
+
+def arguments(config: VllmConfig, setup: Setup) -> Arguments:
+    """Arguments of `vllm.EngineArgs`; `UserError` for an option that this machine or model leaves without effect."""
+    on_cpu = bool(current_platform.is_cpu())
+    if on_cpu:
+        _refuse_on_cpu(config)
+    model = setup.model_section
+    found: Arguments = {
+        "model": model.path,
+        "tokenizer": getattr(model, "tokenizer", None) or model.path,
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "dtype": served_dtype(config, setup),
+        "tensor_parallel_size": config.tensor_parallel,
+        "max_num_seqs": config.max_sequences,
+        "max_model_len": config.max_model_len,
+        "enforce_eager": on_cpu if config.enforce_eager is None else config.enforce_eager,
+        "logprobs_mode": LOGPROBS,
+        "generation_config": "vllm",  # no sampling option but those of the request
+        "worker_extension_cls": EXTENSION,
+        # the trainer's weights come before the first request, so none are read from the model's files
+        "load_format": "auto" if setup.strategy is None else "dummy",
+        "quantization": config.quantization,
+        "enable_sleep_mode": config.sleep or None,
+        "limit_mm_per_prompt": _limits(config),
+        **_memory(config, on_cpu),
+        **(cpu.ARGUMENTS if on_cpu else {}),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def command_line(found: Mapping[str, Any]) -> list[str]:  # Any: as in Arguments
+    """The same as flags of vLLM's server."""
+    flags: list[str] = []
+    for name, value in found.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            flags += [flag] if value else [f"--no-{name.replace('_', '-')}"]
+        elif isinstance(value, Mapping):
+            flags += [f"{flag}.{key}={number}" for key, number in value.items()]
+        else:
+            flags += [flag, str(value)]
+    return flags
+
+
+def served_dtype(config: VllmConfig, setup: Setup) -> str:
+    """The trainer's numbers; `UserError` where others are asked for: what is served must be what was trained."""
+    if setup.strategy is None:
+        return "float32" if config.dtype == "auto" and current_platform.is_cpu() else config.dtype
+    trained = str(next(iter(setup.strategy.weights()))[1].dtype).removeprefix("torch.")
+    if config.dtype not in ("auto", trained):
+        raise UserError(
+            f"the trainer's weights are {trained}, and the engine serves them bit for bit.",
+            where="engine.dtype",
+            hint="Leave it out, or set strategy.precision alike.",
+        )
+    return trained
+
+
+def _memory(config: VllmConfig, on_cpu: bool) -> Arguments:
+    if config.kv_cache_gb is not None or on_cpu:
+        return {"kv_cache_memory_bytes": int((config.kv_cache_gb or 1.0) * GIBIBYTE)}
+    usual = COLOCATED_SHARE if config.mode == "colocated" else SERVER_SHARE
+    return {"gpu_memory_utilization": config.memory_fraction or usual}
+
+
+def _limits(config: VllmConfig) -> dict[str, int] | None:
+    given = {"image": config.max_images, "video": config.max_videos}
+    return {kind: number for kind, number in given.items() if number is not None} or None
+
+
+def _refuse_on_cpu(config: VllmConfig) -> None:
+    """Options that vLLM's CPU build does not have."""
+    reasons: Sequence[tuple[str, bool, str]] = (
+        ("sleep", config.sleep, "vLLM's sleep mode needs a GPU: on a CPU there is no memory to give back."),
+        ("quantization", config.quantization is not None, "vLLM rounds weights to fp8 on GPUs only."),
+        ("memory_fraction", config.memory_fraction is not None, "it is for GPUs; engine.kv_cache_gb works on CPUs."),
+        ("sync", config.sync in ("ipc", "nccl"), f"{config.sync} moves weights between GPUs; use `auto`."),
+    )
+    for name, is_set, reason in reasons:
+        if is_set:
+            raise UserError(f"has no effect: {reason}", where=f"engine.{name}", hint="Leave it out.")
+
+
+def is_on_cpu() -> bool:
+    """Whether vLLM computes on the CPU here."""
+    return bool(current_platform.is_cpu()) or not torch.cuda.is_available()

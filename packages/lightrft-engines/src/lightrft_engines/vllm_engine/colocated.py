@@ -1,0 +1,198 @@
+"""vLLM inside the trainer's process: weights are copied from the trainer's tensors, and nothing is serialised.
+
+Under torchrun every rank has a vLLM of its own; with tensor parallelism, consecutive ranks share one copy of the model
+and must see the same requests in the same order, so these are gathered, and each rank keeps the answers to its own.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lightrft_core.errors import LightRFTError, RunFailed, UserError
+from lightrft_core.protocols import Setup, Weights
+
+from lightrft_engines.serving.buckets import buckets
+from lightrft_engines.serving.siblings import Sibling, from_json, to_json
+from lightrft_engines.vllm_engine.config import VllmConfig
+from lightrft_engines.vllm_engine.engine import Facts, Samples
+from lightrft_engines.vllm_engine.faults import explained
+from lightrft_engines.vllm_engine.sampling import settings
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+STEPS_BETWEEN_CLOCKS = 16  # engine steps after which ranks that share a model agree on whether time is up
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+
+class Colocated:
+    """`engine.Backend` by vLLM's library."""
+
+    def __init__(self, config: VllmConfig, setup: Setup) -> None:
+        self._config, self._setup, self._world = config, setup, setup.world
+        if self._world.size % config.tensor_parallel:
+            raise UserError(
+                f"{config.tensor_parallel} ranks cannot share a copy of the model: there are {self._world.size} ranks.",
+                where="engine.tensor_parallel",
+                hint="Colocated it divides the number of ranks; in a server (engine.mode: server) it need not.",
+            )
+        self._llm: LLM | None = None
+
+    def start(self) -> Facts:
+        """Load vLLM here; the trainer's random numbers and threads stay as they were."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from lightrft_engines.vllm_engine.arguments import arguments
+
+        found = arguments(self._config, self._setup)
+        if self._world.size > 1:
+            found["distributed_executor_backend"] = "external_launcher"
+            found["data_parallel_size"] = self._world.size // self._config.tensor_parallel
+        from vllm import LLM
+
+        with _undisturbed(), _explained("start"):
+            self._llm = LLM(**found)
+        facts = self._call("lightrft_facts")
+        return Facts(facts["max_model_len"], facts["is_multimodal"])
+
+    def write(self, siblings: Sequence[Sibling]) -> None:
+        """Add all requests, then step until they are done or time is up."""
+        everyone, own = self._shared(siblings)
+        limit = self._config.time_limit
+        deadline = time.monotonic() + limit if limit is not None else None
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._require_llm().llm_engine
+        with _explained("generate"):
+            for name, sibling in everyone.items():
+                params = SamplingParams(
+                    **settings(sibling), detokenize=bool(sibling.sampling.stop), output_kind=RequestOutputKind.DELTA
+                )
+                engine.add_request(name, {"prompt_token_ids": list(sibling.prompt_token_ids)}, params)
+            steps = 0
+            while engine.has_unfinished_requests():
+                _take(everyone, engine.step())
+                steps += 1
+                if deadline is not None and self._is_over(deadline, steps):
+                    engine.abort_request([name for name, one in everyone.items() if one.finish_reason is None])
+                    deadline = None  # other ranks may still write, and vLLM's go on together
+        for sibling, written in zip(siblings, own, strict=True):
+            if written is not sibling:
+                sibling.add(written.token_ids, written.logprobs)
+                sibling.finish_reason = written.finish_reason
+
+    def load(self, weights: Weights) -> Sequence[str]:
+        """Bucket by bucket, from the trainer's tensors into vLLM's."""
+        with _explained("take weights"):
+            self._call("lightrft_begin")
+            for bucket in buckets(weights(), self._config.bucket_mb):
+                self._call("lightrft_take", bucket)
+            missing: Sequence[str] = self._call("lightrft_finish")
+        return missing
+
+    def samples(self, names: Sequence[str]) -> Sequence[Samples]:
+        """Of the ranks that share this copy of the model."""
+        own = self._call("lightrft_sample", json.dumps(list(names)))
+        return [own] if self._config.tensor_parallel == 1 else self._of_my_group(self._world.gather(own))
+
+    def reset_cache(self) -> None:
+        """All three kinds."""
+        engine = self._require_llm().llm_engine
+        engine.reset_mm_cache()
+        engine.reset_encoder_cache()
+        if not engine.reset_prefix_cache():
+            raise RunFailed("vLLM kept its prefix cache, which is of weights that are gone", where="engine")
+
+    def sleep(self, level: int) -> None:
+        """vLLM's sleep mode."""
+        self._require_llm().sleep(level)
+
+    def wake(self, tag: str) -> None:
+        """One tag at a time, so that weights can come before there is memory for keys and values."""
+        self._require_llm().wake_up([tag])
+
+    def close(self) -> None:
+        """End the engine core, which frees its memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+    def _call(self, method: str, *args: Any) -> Any:  # Any: what the worker's method takes and returns
+        return self._require_llm().collective_rpc(method, args=args)[0]
+
+    def _require_llm(self) -> "LLM":
+        if self._llm is None:
+            raise RuntimeError("the engine is closed")
+        return self._llm
+
+    def _shared(self, siblings: Sequence[Sibling]) -> tuple[dict[str, Sibling], list[Sibling]]:
+        """The siblings of all ranks that share this copy of the model by name, and this rank's own among them."""
+        if self._config.tensor_parallel == 1:
+            return {sibling.name: sibling for sibling in siblings}, list(siblings)
+        groups = self._of_my_group(self._world.gather([to_json(sibling) for sibling in siblings]))
+        mine = self._world.rank % self._config.tensor_parallel
+        parsed = [[from_json(item) for item in group] for group in groups]
+        everyone = {f"{rank}-{one.name}": one for rank, group in enumerate(parsed) for one in group}
+        return everyone, parsed[mine]
+
+    def _of_my_group(self, items: Sequence[Any]) -> list[Any]:  # Any: JSON of each rank
+        size = self._config.tensor_parallel
+        first = self._world.rank // size * size
+        return list(items[first : first + size])
+
+    def _is_over(self, deadline: float, steps: int) -> bool:
+        """Ranks that share a model must stop at the same step, so the latest of their clocks decides for all."""
+        if self._config.tensor_parallel == 1:
+            return time.monotonic() > deadline
+        if steps % STEPS_BETWEEN_CLOCKS:
+            return False
+        import torch
+        from vllm.distributed import get_tp_group
+
+        is_late = torch.tensor([float(time.monotonic() > deadline)])
+        torch.distributed.all_reduce(is_late, group=get_tp_group().cpu_group)
+        return bool(is_late)
+
+
+def _take(everyone: dict[str, Sibling], outputs: Iterable["RequestOutput"]) -> None:
+    """What one engine step wrote."""
+    for output in outputs:
+        sibling = everyone[output.request_id]
+        written = output.outputs[0]
+        token_ids = list(written.token_ids)
+        pairs = zip(token_ids, written.logprobs or (), strict=True)
+        sibling.add(token_ids, [candidates[token_id].logprob for token_id, candidates in pairs])
+        if output.finished:
+            sibling.finish(written.finish_reason)
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    """vLLM's errors in our words."""
+    try:
+        yield
+    except LightRFTError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        raise explained(f"{type(error).__name__}: {error}", doing) from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """vLLM seeds the process and, on CPUs, replaces a function of torch: the trainer keeps its own."""
+    import numpy as np
+    import torch
+
+    states, set_threads = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.set_num_threads
+    restore: tuple[Callable[[Any], None], ...] = (random.setstate, np.random.set_state, torch.set_rng_state)
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_threads
+        for put, state in zip(restore, states, strict=True):
+            put(state)
