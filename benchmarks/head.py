@@ -134,7 +134,12 @@ def show(rows: list[dict[str, Any]]) -> None:  # Any: JSON
         own, other, both = row["fused_mb"], row["naive_mb"], row["gradients_mb"]
         print(f"| {row['numbers']} | {row['width']:,} | {'yes' if row['entropy'] else 'no'} | {row['threads']} "
               f"| {row['naive_wall_s']:.2f} | {row['fused_wall_s']:.2f} | {wall:.2f} | {cpu:.2f} "
-              f"| {other:,.0f} | {own:,.0f} | {own / other:.1%} | {(own - both) / (other - both):.1%} |")  # fmt: skip
+              f"| {other:,.0f} | {own:,.0f} | {share(own, other)} | {share(own - both, other - both)} |")  # fmt: skip
+
+
+def share(part: float, whole: float) -> str:
+    """In percent; of next to nothing there is none."""
+    return f"{part / whole:.1%}" if whole > 1 else "-"
 
 
 def scenarios(tokens: int, vocabulary: int, widths: str, numbers: str, entropy: bool | None) -> Iterator[Scenario]:

@@ -132,7 +132,7 @@ def test_a_new_project_of_each_kind_passes_the_check_untouched(lightrft, tmp_pat
     done = lightrft("plugins", "check", "lightrft-acme", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kind}.acme" in done.stdout
-    assert "all passed." in done.stdout
+    assert "all passed" in done.stdout
     shown = lightrft("plugins", "show", f"{kind}.acme", "--file", "lightrft-acme")
     assert shown.returncode == 0, shown.stderr
 
@@ -236,3 +236,13 @@ def test_new_projects_keep_the_house_style(lightrft, tmp_path):
         command = [sys.executable, "-m", "ruff", words[0], "--no-cache", "--config", config, *words[1:], tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+
+
+def test_a_page_fits_a_terminal(plugins):
+    from lightrft_core.cli.plugin_page import pages_for, render
+
+    (page,) = pages_for("algorithm.cpgd", plugins)
+    lines = render(page, 80).splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("  formula"))
+    assert lines[at + 1].startswith(" " * 15) and len(lines[at]) <= 80
+    assert " ".join(render(page, 80).split()) == " ".join(render(page).split())

@@ -21,7 +21,6 @@ NO_MODEL = "sets rewards[model].use: model, which no installed plugin offers yet
 MEDIA = "It waits for an adapter for vision or audio, from lightrft-vlm."
 FSDP = "It waits for the strategy fsdp2."
 DEEPSPEED = "It waits for the strategy deepspeed."
-LORA = "It waits for a model adapter with LoRA."
 
 # flag: (words after it, keys and values of the resolved run file) or (words, part of the error)
 EFFECTS = {
@@ -104,6 +103,7 @@ EFFECTS = {
     "min_p": ("0.05", {"sampler.min_p": 0.05}),
     "engine_type": ("hf", {"engine.use": "embedded"}),
     "bf16": ("", {"strategy.precision": "bf16"}),
+    "fp16": ("", {"strategy.precision": "fp16"}),
     "fsdp": ("", {"strategy.use": "fsdp2"}),
     "fsdp_cpu_offload": ("--fsdp", {"strategy.cpu_offload": True}),
     "use_mp_opt": ("--fsdp", {"strategy.master_weights": True}),
@@ -113,12 +113,24 @@ EFFECTS = {
     "gradient_checkpointing": ("", {"strategy.checkpointing": True}),
     "packing_samples": ("", {"strategy.packing": True}),
     "enable_ema": ("--ema_beta 0.99", {"strategy.ema": True, "strategy.ema_beta": 0.99}),
+    "zero_stage": ("3", {"strategy.use": "deepspeed", "strategy.stage": 3}),
+    "zpg": ("8 --zero_stage 3", {"strategy.zpg": 8}),
+    "overlap_comm": ("--zero_stage 2", {"strategy.overlap_comm": True}),
+    "grad_accum_dtype": ("bf16 --zero_stage 2", {"strategy.grad_accum_dtype": "bf16"}),
+    "adam_offload": ("", {"strategy.adam_offload": True}),
+    "lora_rank": ("8", {"model.lora.rank": 8, "model.lora.alpha": 16.0}),
+    "lora_alpha": ("8 --lora_rank 4", {"model.lora.alpha": 8.0}),
+    "lora_dropout": ("0.1 --lora_rank 4", {"model.lora.dropout": 0.1}),
+    "target_modules": ("q_proj v_proj --lora_rank 4", {"model.lora.target_modules": ["q_proj", "v_proj"]}),
+    "load_in_4bit": ("--lora_rank 4", {"model.lora.load_in_4bit": True}),
     "chunk_size": ("512", {"strategy.logprob_chunk": 512}),
     "flash_attn": ("", {"model.attention": "flash_attention_2"}),
     "save_path": ("./out", {"run.dir": "{here}/out"}),
     "ckpt_path": ("out", {"run.dir": "out"}),
     "save_steps": ("20", {"checkpoint.every": 20}),
     "max_ckpt_num": ("5", {"checkpoint.keep": 5}),
+    "max_ckpt_mem": ("1000", {"checkpoint.max_gb": 1000.0}),
+    "save_hf_ckpt": ("", {"checkpoint.export": True}),
     "plot_every": ("10", {"plots.every": 10}),
     "logging_steps": ("4", {"trackers[console].every": 4, "trackers[jsonl].use": "jsonl"}),
     "save_trajectories": ("", {"rollouts.save": True}),
@@ -153,29 +165,16 @@ ERRORS = {
     "fp8_rollout": ("", SERVER),
     "limit_mm_image_per_prompt": ("2", SERVER),
     "limit_mm_video_per_prompt": ("2", SERVER),
-    "zero_stage": ("2", "--zero_stage sets strategy.use: deepspeed, which no installed plugin offers yet."),
-    "zpg": ("1", DEEPSPEED),
-    "overlap_comm": ("", DEEPSPEED),
-    "grad_accum_dtype": ("fp32", DEEPSPEED),
-    "adam_offload": ("", DEEPSPEED),
-    "fp16": ("", "--fp16 (strategy.precision): 'fp16' is not one of auto, fp32, bf16."),
     "gradient_checkpointing_use_reentrant": ("", "has no effect: checkpointing here is never re-entrant."),
     "ema_beta": ("0.99", "has no effect: strategy.ema is off, so no average is kept."),
     "disable_fast_tokenizer": ("", "It waits for an adapter with slow tokenizers; transformers 5 has none."),
-    "lora_rank": ("8", LORA),
-    "lora_alpha": ("8", LORA),
-    "lora_dropout": ("0.1", LORA),
-    "target_modules": ("q_proj v_proj", LORA),
-    "load_in_4bit": ("", LORA),
     "processor": ("x", MEDIA),
     "text_only": ("", MEDIA),
     "fps": ("2", MEDIA),
     "max_pixels": ("1000", MEDIA),
     "load_checkpoint": ("", "has no effect: go on with a run by `lightrft train --resume RUN`."),
     "save_interval": ("1", "has no effect: it counts episodes; --save_steps counts steps, and the end always saves."),
-    "max_ckpt_mem": ("1000", "has no effect: checkpoints are kept by number: --max_ckpt_num."),
-    "save_hf_ckpt": ("", "has no effect: `lightrft export RUN --to DIR` writes a Hugging Face folder."),
-    "disable_ds_ckpt": ("", "has no effect: checkpoints are safetensors for every strategy."),
+    "disable_ds_ckpt": ("", "has no effect: a run keeps what it resumes from, for every strategy; --max_ckpt_num 1"),
     "log_dir": ("logs", "has no effect: metrics.jsonl and log.txt are in the run's folder: --save_path."),
     "num_trajectories_to_save": ("10", "has no effect: every rollout is saved"),
     "mark_high_entropy_tokens": ("", "has no effect: `lightrft rollouts RUN` shows what the model wrote."),
@@ -334,10 +333,35 @@ def test_a_flag_works_once_its_component_is_chosen(load_run):
     assert (run.advantage.name, run.advantage.config.gamma) == ("reinforce", 0.99)
 
 
-@pytest.mark.parametrize("flag", ["--fsdp_cpu_offload", "--use_mp_opt", "--initial_model_shard_size 2", "--meta_init"])
-def test_flags_of_fsdp2_wait_for_it(run_problems, flag):
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--fsdp_cpu_offload", FSDP),
+        ("--use_mp_opt", FSDP),
+        ("--initial_model_shard_size 2", FSDP),
+        ("--meta_init", FSDP),
+        ("--zpg 1", DEEPSPEED),
+        ("--overlap_comm", DEEPSPEED),
+        ("--grad_accum_dtype fp32", DEEPSPEED),
+    ],
+)
+def test_flags_of_another_strategy_wait_for_it(run_problems, flag, message):
     (text,) = run_problems(BASE, flags=flag.split())
-    assert FSDP in text
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--zero_stage 0", "--zero_stage (strategy.stage): 0 is not one of 1, 2, 3"),
+        ("--zero_stage 2 --zpg 4", "has no effect: strategy.stage is 2, where every rank has all weights."),
+        ("--zero_stage 2 --fp16", "'fp16' is not one of auto, fp32, bf16"),
+        ("--zero_stage 2 --grad_accum_dtype fp16", "'fp16' is not one of fp32, bf16"),
+    ],
+)
+def test_what_zero_cannot_do_is_said(run_problems, flags, message):
+    (text,) = run_problems(BASE, flags=flags.split())
+    assert message in text
 
 
 def test_a_flag_without_a_run_file_is_enough(run_folder, plugins):
@@ -491,6 +515,17 @@ def test_an_http_reward_goes_to_the_remote_reward():
 def test_flags_know_their_keys():
     assert keys_by_flag()["n_samples_per_prompt"] == "sampler.group_size"
     assert keys_by_flag()["clip_range_high"] == "loss.clip_high"
+
+
+@pytest.mark.parametrize("flag", ["--lora_alpha 8", "--load_in_4bit", "--target_modules q_proj"])
+def test_options_of_lora_need_its_rank(run_problems, flag):
+    (text,) = run_problems(BASE, flags=flag.split())
+    assert "model.lora.rank" in text
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup"])
+def test_schedules_have_the_names_of_transformers(load_run, name):
+    assert load_run(BASE, flags=("--lr_scheduler", name)).optim.schedule == name
 
 
 def test_the_page_in_the_docs_is_what_the_code_says():

@@ -57,3 +57,13 @@ def test_a_phase_that_raises_is_counted_all_the_same(spend):
     with clock("next"):
         spend(2)
     assert clock.seconds == {"inner": 1.0, "outer": 0.0, "next": 2.0}
+
+
+def test_each_change_of_phase_is_told():
+    told = []
+    clock = Phases(told.append)
+    with clock("outer"):
+        with clock("inner"):
+            pass
+        assert told == ["outer", "inner", "outer"]
+    assert told[-1] == "between phases"

@@ -30,3 +30,16 @@ def test_a_requirement_of_another_version_says_what_is_installed(load, plugin_si
 def test_a_requirement_whose_marker_does_not_apply_is_met(load, plugin_site, loss):
     plugin_site.add("acme", loss("light", more="requires=('nobody-has-this; python_version < \"3\"',)"))
     assert load().find("loss", "light", where="here").name == "light"
+
+
+def test_a_requirement_with_alternatives_is_met_by_any_of_them(load, plugin_site, loss):
+    plugin_site.add("acme", loss("light", more="requires=('nobody-has-this>=3 | pluggy>=1',)"))
+    assert load().find("loss", "light", where="here").name == "light"
+
+
+def test_of_alternatives_none_of_which_is_met_the_first_is_to_be_installed(load, plugin_site, loss):
+    plugin_site.add("acme", loss("heavy", more="requires=('nobody-has-this>=3 | nor-this>=1',)"))
+    with pytest.raises(UserError) as caught:
+        load().find("loss", "heavy", where="here")
+    assert "needs nobody-has-this>=3 (not installed)" in str(caught.value)
+    assert caught.value.hint == "`pip install 'nobody-has-this>=3'`."

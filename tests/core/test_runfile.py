@@ -175,6 +175,19 @@ def test_plugin_files_are_loaded(run_folder):
     assert "mine" in [offer.descriptor.name for offer in found.offers("loss")]
 
 
+def test_a_strategy_updates_by_the_optimizers_that_it_names(run_folder, load_run):
+    (run_folder / "mine.py").write_text(
+        "from lightrft_core import hookimpl\nfrom lightrft_core.descriptors import Component\nLIGHTRFT_API = 1\n"
+        "@hookimpl\ndef lightrft_strategies():\n    yield Component(name='mine', target='mine:S', summary='Mine.')\n"
+    )
+    text = NO_BUNDLE + "plugins: [./mine.py]\nstrategy: mine\noptim: {optimizer: muon}\n"
+    (run_folder / "run.yaml").write_text(text)
+    with pytest.raises(Problems) as caught:
+        open_run_file(Path("run.yaml"), [])
+    assert "optim.optimizer: strategy mine does not update by muon." in str(caught.value.problems[0])
+    assert load_run(NO_BUNDLE + "optim: {optimizer: muon}\n").to_plain()["optim"]["muon"]["momentum"] == 0.95
+
+
 # ---- paths
 
 
@@ -388,7 +401,10 @@ IDLE = {
     "loss: {token_budget: 5}": "loss.token_budget: has no effect: only loss.aggregation seq_mean_token_sum_norm",
     "kl: {horizon: 10}": "kl.horizon: has no effect: the weight is steered only where kl.target is set.",
     "optim: {min_lr_ratio: 0.2}": "optim.min_lr_ratio: has no effect: schedule is constant. Did you mean",
+    "optim: {schedule: cosine, power: 2}": "optim.power: has no effect: schedule is cosine. Did you mean",
+    "optim: {muon: {momentum: 0.9}}": "optim.muon: has no effect: optimizer is adamw. Did you mean optimizer 'muon'?",
     "optim: {warmup_ratio: 0.2, warmup_steps: 3}": "optim.warmup_ratio: has no effect: optim.warmup_steps is set.",
+    "checkpoint: {background: true}": "checkpoint.background: has no effect: checkpoint.every is not set: ",
     "run: {steps: 2, episodes: 2}": "run.episodes: has no effect: run.steps is set. Give one of the two.",
     "evaluation: {every: 5}": "evaluation.every: has no effect: there is no evaluation.task.",
     "evaluation: {task: {path: ./test.jsonl}, top_p: 0.9}": "evaluation.top_p: has no effect: evaluation.temperature",
@@ -414,6 +430,11 @@ def test_a_broken_section_does_not_hide_the_others(run_problems):
 
 
 # ---- finding files
+
+
+def test_the_recipe_for_lora_trains_adapters(plugins):
+    run = load_run_file(find_recipe("gsm8k_lora"), [], plugins)
+    assert (run.model.config.lora.rank, run.model.config.lora.target_modules) == (32, ("all-linear",))
 
 
 def test_a_recipe_is_found_by_name_and_a_file_by_path(run_folder):

@@ -64,6 +64,12 @@ def test_the_engine_serves_the_trained_weights_of_each_step(tmp_path):
     assert run.logits != before
 
 
+def test_the_engine_sleeps_while_the_trainer_works_and_wakes_with_the_trained_weights(tmp_path):
+    run = toy_run(tmp_path, Options(steps=2, evaluation=QUIET))
+    run.trainer.run()
+    assert run.journal.naps == [("sleep", "score"), ("wake", "sync")] * 2
+
+
 def test_every_rollout_is_stored_with_its_step_and_phase(tmp_path):
     run = toy_run(tmp_path, Options(steps=2))
     run.trainer.run()

@@ -56,6 +56,7 @@ class Journal:
     minibatches: list[Batch] = field(default_factory=list)
     objectives: list[Objective] = field(default_factory=list)
     on: Callable[[str], None] = lambda event: None
+    naps: list[tuple[str, str]] = field(default_factory=list)  # with the event before
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -85,6 +86,12 @@ class NotingEngine(ToyEngine):
         self.journal.requests += requests
         self.journal.note("generate")
         return super().generate(requests)
+
+    def sleep(self):
+        self.journal.naps.append(("sleep", self.journal.events[-1]))
+
+    def wake(self):
+        self.journal.naps.append(("wake", self.journal.events[-1]))
 
 
 class NotingStrategy(ToyStrategy):

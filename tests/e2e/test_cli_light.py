@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "vllm", "numpy", "matplotlib")
+HEAVY = ("torch", "transformers", "vllm", "numpy", "matplotlib", "ray")
 REPORT = """
 import sys
 from lightrft_core.cli.main import run
@@ -18,7 +18,15 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["plugins", "list"], ["config", "show", "quickstart"], ["runs", "list"]]
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["plugins", "list"],
+        ["config", "show", "quickstart"],
+        ["runs", "list"],
+        ["launch", "slurm", "--help"],
+    ],
 )
 def test_commands_about_no_model_load_neither_torch_nor_transformers(tmp_path, words):
     command = [sys.executable, "-c", REPORT % (HEAVY,), *words]

@@ -18,6 +18,23 @@ def test_ppo_gains_30_points_in_20_steps(lightrft, tmp_path):
     assert all("train/value_clip_fraction" in line for line in steps)
 
 
+@pytest.mark.slow
+def test_the_recipe_trains_a_critic_first_and_exports_the_average(lightrft, tmp_path, quickstart_model):
+    row = json.dumps({"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}) + "\n"
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(row * 8)
+    data = ("--pretrain", quickstart_model, "--prompt_data", "train.jsonl", "--generate_max_len", "8")
+    small = ("--rollout_batch_size", "8", "--train_batch_size", "8", "--set", "run.steps=3", "--set", "run.name=ppo")
+    done = lightrft("train", "gsm8k_ppo", *data, *small)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "runs/ppo/metrics.jsonl").read_text().splitlines()]
+    rates = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert rates[:2] == [0.0, 0.0] and rates[2] > 0
+    exported = lightrft("export", "ppo", "--to", "out", "--ema")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
 def test_the_average_and_the_critic_are_exported_on_request(lightrft, tmp_path):
     from safetensors.torch import load_file
 

@@ -3,7 +3,7 @@
 import pytest
 
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
-SHARDED = {"fsdp2": ("strategy.use=fsdp2",)}
+SHARDED = {"fsdp2": ("strategy.use=fsdp2",), "zero3": ("strategy.use=deepspeed", "strategy.stage=3")}
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def test_its_files_are_beside_the_policys(build, batch, tmp_path):
         "random-00000.safetensors",
         "strategy.json",
     ]
-    assert json.loads((tmp_path / "strategy.json").read_text())["critic_steps"] == 1
+    assert json.loads((tmp_path / "strategy.json").read_text())["steps"]["critic"] == 1
 
 
 def test_a_run_without_its_critic_loads_the_policy_alone(kit, build, batch, qwen_folder, tmp_path):

@@ -79,6 +79,22 @@ def test_without_tokens_there_are_no_values_and_no_gradient():
     assert (head.bias.grad == 0).all()
 
 
+def test_tokens_that_the_loss_leaves_out_are_not_computed_backward():
+    head, hidden, targets, slopes = WIDE.make()
+    with torch.no_grad():
+        hidden[3] = torch.inf
+    kept = [0, 1, 2, *range(4, 9)]
+    value, entropy = token_logprobs(hidden, head, targets, 1.0, entropy=True)
+    (value[kept] @ slopes[0][kept].double() + entropy[kept] @ slopes[1][kept].double()).backward()
+    alone = hidden.detach()[kept].requires_grad_()
+    logp = head(alone).log_softmax(-1)
+    own, spread = logp.gather(1, targets[kept, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+    (expected,) = torch.autograd.grad(own @ slopes[0][kept].double() + spread @ slopes[1][kept].double(), alone)
+    assert (hidden.grad[3] == 0).all()
+    assert torch.allclose(hidden.grad[kept], expected, atol=1e-12)
+    assert head.weight.grad.isfinite().all()
+
+
 def test_a_target_outside_the_vocabulary_is_impossible():
     head, hidden, _, _ = WIDE.make()
     targets = torch.tensor([-1, 20_000, *range(7)])
@@ -118,6 +134,15 @@ def test_memory_is_a_fraction_of_the_naive_and_does_not_grow_with_the_vocabulary
     assert naive >= 2 * 1024 * 20_000 * 4
     assert fused_bytes(20_000) <= 0.15 * (naive - head.weight.nbytes)
     assert fused_bytes(80_000) <= 1.1 * fused_bytes(20_000)
+
+
+def test_a_smaller_chunk_holds_fewer_logits():
+    head, hidden, targets = small_head(20_000)
+
+    def held(chunk: int) -> int:
+        return peak_bytes(lambda: token_logprobs(hidden.detach(), head, targets, 1.0, chunk=chunk))
+
+    assert held(128) < 0.2 * held(1024)
 
 
 def test_own_logits_need_only_their_gradient_beside_them():

@@ -62,6 +62,17 @@ def test_kernels_compile_and_fit_into_shared_memory(monkeypatch, tmp_path, name,
     assert done.metadata.shared <= memory
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs here")
+def test_where_triton_does_not_run_it_says_so_once(caplog):
+    from lightrft_engines.head_kernels import can_run
+
+    can_run.cache_clear()
+    assert not can_run()
+    assert not can_run()
+    (line,) = [record.message for record in caplog.records if "torch computes" in record.message]
+    assert "driver" in line
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])

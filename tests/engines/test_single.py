@@ -273,7 +273,7 @@ def test_files_are_safetensors_and_json(build, tmp_path):
         "random-00000.safetensors",
         "strategy.json",
     ]
-    assert json.loads((tmp_path / "strategy.json").read_text())["optimizer_steps"] == 0
+    assert json.loads((tmp_path / "strategy.json").read_text())["steps"] == {"policy": 0}
 
 
 def test_another_models_checkpoint_is_refused_by_name_and_nothing_changes(build, kit, tmp_path):

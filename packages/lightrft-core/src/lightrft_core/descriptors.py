@@ -12,7 +12,7 @@ class Component:
     `target` and `config` are `"package.module:Name"`, imported only when a run uses the component; the module that
     holds `config` must import neither torch nor transformers. `needs` and `provides` are capability words (`logprobs`,
     `ref_logprobs`, `entropy`, `values`, `images`, ...). `requires` are requirement strings such as `"vllm>=0.28"`,
-    checked from package metadata without an import.
+    checked from package metadata without an import; `"a>=1 | b>=1"` where two distributions bring the same module.
     """
 
     name: str

@@ -53,6 +53,15 @@ class RunFailed(LightRFTError):
     """A run cannot go on, for a reason that its owner can understand and act on."""
 
 
+class RankLost(RunFailed):
+    """This rank cannot reach another one, so it ends too. `what` is what torch says."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"another rank ended or cannot be reached: {what}", hint="The first error is that of the other rank."
+        )
+
+
 class NothingToTrain(RunFailed):
     """A step was left without any group to train on; the state before it is whole and was saved."""
 

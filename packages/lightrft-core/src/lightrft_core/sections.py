@@ -7,10 +7,22 @@ schema` and `lightrft plugins show` print it.
 from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Schedule = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+Feature = Literal["scale", "shift"]  # of all rewards: what they are multiplied by, and what is added to them
 
 
 class Idle(NamedTuple):
@@ -28,6 +40,21 @@ class Section(BaseModel):
     def idle(self) -> Mapping[str, Idle]:
         """Options that do nothing beside the others: setting one is refused, the resolved file leaves it out."""
         return {}
+
+    def ignores(self) -> frozenset[Feature]:
+        """Of an advantage: what of the rewards it takes out again, so that a shaper need not set it."""
+        return frozenset()
+
+    def undone_by(self, ignored: frozenset[Feature]) -> Mapping[str, str]:
+        """Of a shaper: the options that do nothing where these are ignored, with the reason; "" is all of it."""
+        return {}
+
+    def exporter(self) -> tuple[str, Mapping[str, object]] | None:
+        """Of a strategy: another's name and options that export this one's checkpoints in one process, on any machine.
+
+        None where that takes the strategy itself.
+        """
+        return None
 
 
 class RunSection(Section):
@@ -47,21 +74,50 @@ class RunSection(Section):
     """Passes over the prompts, where `steps` is not given."""
     max_time: str | None = Field(default=None, pattern=r"^(\d+(\.\d+)?[dhms])+$")
     """Save, stop and exit 75 before this much time is over: `3h50m`, `90s`."""
+    watchdog: str | None = Field(default="30m", pattern=r"^(\d+(\.\d+)?[dhms])+$")
+    """Print what every rank is doing when a phase of a step lasts longer than this; null never does."""
+    watchdog_action: Literal["report", "stop"] = "report"
+    """`stop` ends the run after it printed that, with exit code 1."""
     max_unscored_fraction: Fraction = 0.2
     """Stop when more than this share of samples could not be scored ..."""
     unscored_patience: int = Field(default=3, ge=1)
     """... in this many steps in a row."""
 
 
-class LearningSection(Section):
-    """AdamW and its schedule, for whatever learns by them."""
+class MuonSection(Section):
+    """What Muon adds to AdamW's options (arXiv:2502.16982)."""
 
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """What one step keeps of the average of gradients."""
+    nesterov: bool = True
+    """Move on towards the present gradient before orthogonalising."""
+    ns_steps: int = Field(default=5, ge=1, lt=100)
+    """Newton-Schulz iterations that orthogonalise a matrix."""
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """How `lr` follows a matrix's shape: moving weights as far as AdamW would, so that one rate serves both, or as in
+    Muon's first form."""
+
+
+class LearningSection(Section):
+    """An optimizer and its schedule, for whatever learns by them."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """`adamw_8bit` keeps the moments of matrices in 8 bits (bitsandbytes). `muon` orthogonalises the updates of the
+    blocks' matrices and leaves the rest to AdamW."""
+    muon: MuonSection | None = None
+    """Options of the optimizer `muon`: `{momentum: 0.9}`."""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine_with_min_lr"] = "constant"
-    """Course of the learning rate after the warm-up."""
+    schedule: Schedule = "constant"
+    """Course of the learning rate after the warm-up, by transformers' names."""
     min_lr_ratio: Fraction = 0.1
-    """Lowest rate of `cosine_with_min_lr`, as a share of `lr`."""
+    """Lowest rate of `cosine_with_min_lr`, `polynomial` and `warmup_stable_decay`, as a share of `lr`."""
+    num_cycles: int = Field(default=1, ge=1)
+    """How often `cosine_with_restarts` goes down."""
+    power: float = Field(default=1.0, gt=0)
+    """Power of `polynomial`; 1 is a straight line."""
+    decay_ratio: Fraction = 0.1
+    """Share of all optimizer steps over which `warmup_stable_decay` goes down, at the end."""
     warmup_ratio: Fraction = 0.0
     """Share of all optimizer steps over which the rate rises from zero."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -74,6 +130,31 @@ class LearningSection(Section):
     """Decoupled weight decay; norms and biases are left out."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the global gradient norm to this; 0 means no clipping."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_muon(cls, given: object) -> object:
+        """Written out where they count, so that the resolved file shows them."""
+        if isinstance(given, dict) and given.get("optimizer") == "muon" and given.get("muon") is None:
+            return {**given, "muon": {}}
+        return given
+
+    def idle(self) -> Mapping[str, Idle]:
+        """Options of other schedules and optimizers."""
+        users = {
+            "min_lr_ratio": ("cosine_with_min_lr", "polynomial", "warmup_stable_decay"),
+            "num_cycles": ("cosine_with_restarts",),
+            "power": ("polynomial",),
+            "decay_ratio": ("warmup_stable_decay",),
+        }
+        found = {
+            option: Idle("schedule", f"schedule is {self.schedule}. Did you mean schedule '{names[0]}'?")
+            for option, names in users.items()
+            if self.schedule not in names
+        }
+        if self.optimizer != "muon":
+            found["muon"] = Idle("optimizer", f"optimizer is {self.optimizer}. Did you mean optimizer 'muon'?")
+        return found
 
 
 class MixInSection(Section):
@@ -246,6 +327,19 @@ class CheckpointSection(Section):
     """Save every so many steps; by default only at the end."""
     keep: int = Field(default=3, ge=1)
     """Newest checkpoints to keep; older ones go after a new one is published."""
+    max_gb: float | None = Field(default=None, gt=0)
+    """Largest size of all checkpoints together, in GiB: older ones go until they fit, the newest always stays; by
+    default `keep` alone decides."""
+    background: bool = False
+    """Train on while a checkpoint is written, from a copy of weights and optimizer state in CPU memory; what ends a run
+    waits for it. Off: training waits for every checkpoint."""
+    export: bool = False
+    """Write the policy into each checkpoint as a Hugging Face folder too, `hf`, ready to be served or evaluated."""
+
+    @property
+    def max_bytes(self) -> float | None:
+        """`max_gb` in bytes."""
+        return None if self.max_gb is None else self.max_gb * (1 << 30)
 
 
 class SelfTestSection(Section):

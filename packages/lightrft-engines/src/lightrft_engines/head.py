@@ -42,9 +42,8 @@ def token_logprobs(
     """Log-probability of each target, and the entropy where asked for: [N], in fp32 (fp64 for an fp64 model).
 
     Both carry gradients to hidden states, weight and bias. `chunk` is the number of tokens whose logits exist at one
-    time, by default at most 2048 on a CPU and 8192 on a GPU; the fewer they are, the more of the vocabulary goes at
-    once. With `shard`, `head` holds this rank's rows, and every rank gets the whole vocabulary's result. A target
-    outside the vocabulary has the log-probability -inf.
+    time, by default at most 2048 on a CPU and 8192 on a GPU. With `shard`, `head` holds this rank's rows, and every
+    rank gets the whole vocabulary's result. A target outside the vocabulary has the log-probability -inf.
     """
     cut = _cut(head.weight, len(targets_N), chunk)
     options = _Options(temperature, entropy, cut, shard)
@@ -98,27 +97,47 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy doe
         hidden_ND, weight_VD, bias_V, targets_N, logsum_N, entropy_N = ctx.saved_tensors
         options: _Options = ctx.options
         slopes = _slopes(grad_N, grad_entropy_N, logsum_N, entropy_N, options.temperature)
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=logsum_N.dtype) if needs_hidden else None
-        grad_weight_VD = torch.empty_like(weight_VD) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=logsum_N.dtype) if needs_bias else None
-        tiles = _tiles(weight_VD, bias_V, options)
-        chunks = options.cut.rows(len(hidden_ND))
-        for columns in parts(len(weight_VD), options.cut.columns):
-            weight_WD = weight_VD[columns]
-            grad_weight_WD = None if grad_weight_VD is None else _Sum(grad_weight_VD[columns], len(chunks))
-            for rows in chunks:
-                grad_CW = tiles.gradient(hidden_ND[rows], targets_N[rows], slopes.rows(rows), columns)
-                if grad_hidden_ND is not None:
-                    _add_product(grad_hidden_ND[rows], grad_CW, weight_WD)
-                if grad_weight_WD is not None:
-                    grad_weight_WD.add(grad_CW.T, hidden_ND[rows])
-                if grad_bias_V is not None:
-                    grad_bias_V[columns] += grad_CW.sum(0)
-        if grad_hidden_ND is not None:
-            grad_hidden_ND = options.shard.add_up(grad_hidden_ND) if options.shard else grad_hidden_ND
-            grad_hidden_ND = grad_hidden_ND.to(hidden_ND.dtype)
-        return grad_hidden_ND, grad_weight_VD, None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype), None, None
+        moving = slopes.moving()  # a token that is masked, clipped or without advantage costs nothing here
+        tokens = _Tokens(hidden_ND[moving], targets_N[moving], slopes.rows(moving))
+        grad_MD, grad_VD, grad_V = _gradients(tokens, weight_VD, bias_V, options, ctx.needs_input_grad)
+        grad_ND = None
+        if grad_MD is not None:
+            is_whole = len(grad_MD) == len(hidden_ND)
+            grad_ND = grad_MD if is_whole else grad_MD.new_zeros(hidden_ND.shape).index_copy_(0, moving, grad_MD)
+            grad_ND = grad_ND if options.shard is None else options.shard.add_up(grad_ND)
+            grad_ND = grad_ND.to(hidden_ND.dtype)
+        return grad_ND, grad_VD, None if grad_V is None else grad_V.to(bias_V.dtype), None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    hidden_MD: Tensor
+    targets_M: Tensor
+    slopes: Slopes
+
+
+def _gradients(
+    tokens: _Tokens, weight_VD: Tensor, bias_V: Tensor | None, options: _Options, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of hidden states, weight and bias, where they are needed; sums over tiles are fp32."""
+    wide = tokens.slopes.logsum_N.dtype
+    grad_MD = torch.zeros_like(tokens.hidden_MD, dtype=wide) if needed[0] else None
+    grad_VD = torch.empty_like(weight_VD) if needed[1] else None
+    grad_V = torch.zeros_like(bias_V, dtype=wide) if needed[2] else None
+    chunks = options.cut.rows(len(tokens.targets_M))
+    tiles = _tiles(weight_VD, bias_V, options)
+    for columns in parts(len(weight_VD), options.cut.columns):
+        grad_WD = None if grad_VD is None else _Sum(grad_VD[columns], len(chunks))
+        for rows in chunks:
+            hidden_CD = tokens.hidden_MD[rows]
+            grad_CW = tiles.gradient(hidden_CD, tokens.targets_M[rows], tokens.slopes.rows(rows), columns)
+            if grad_MD is not None:
+                _add_product(grad_MD[rows], grad_CW, weight_VD[columns])
+            if grad_WD is not None:
+                grad_WD.add(grad_CW.T, hidden_CD)
+            if grad_V is not None:
+                grad_V[columns] += grad_CW.sum(0)
+    return grad_MD, grad_VD, grad_V
 
 
 class _LogitLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy does not follow torch
@@ -177,24 +196,22 @@ class _Sum:
 
 
 def _tiles(weight_VD: Tensor, bias_V: Tensor | None, options: _Options) -> "Tiles | KernelTiles":
-    if _has_kernels(weight_VD):
-        from lightrft_engines.head_kernels import KernelTiles
+    """By Triton on a GPU where it runs; on a CPU where its own variable asks for its interpreter."""
+    is_meant = weight_VD.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    if is_meant and weight_VD.dtype != torch.float64 and importlib.util.find_spec("triton") is not None:
+        from lightrft_engines.head_kernels import KernelTiles, can_run
 
-        return KernelTiles(weight_VD, bias_V, options.temperature)
+        if can_run():
+            return KernelTiles(weight_VD, bias_V, options.temperature)
     return Tiles(weight_VD, bias_V, options.temperature, options.cut)
-
-
-def _has_kernels(weight_VD: Tensor) -> bool:
-    """On GPUs where Triton is installed; on a CPU where its own variable asks for its interpreter."""
-    runs_there = weight_VD.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return runs_there and weight_VD.dtype != torch.float64 and importlib.util.find_spec("triton") is not None
 
 
 def _cut(weight_VD: Tensor, num_tokens: int, chunk: int | None) -> Cut:
     is_cpu = weight_VD.device.type == "cpu"
-    tokens = max(1, min(num_tokens, chunk or (CPU_TOKENS if is_cpu else GPU_TOKENS)))
-    columns = (CPU_TILE if is_cpu else GPU_TILE) // tokens // GRAIN * GRAIN
-    return Cut(tokens, max(1, min(len(weight_VD), MAX_COLUMNS, max(columns, GRAIN))))
+    most, tile = (CPU_TOKENS, CPU_TILE) if is_cpu else (GPU_TOKENS, GPU_TILE)
+    tokens = max(1, min(num_tokens, chunk or most))
+    columns = tile // max(1, min(num_tokens, most)) // GRAIN * GRAIN
+    return Cut(tokens, max(1, min(len(weight_VD), MAX_COLUMNS, columns)))
 
 
 def _results(totals: Totals, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -228,4 +245,5 @@ def _rows_of(logits_NV: Tensor) -> list[slice]:
 
 
 def _scaled(logits_CV: Tensor, temperature: float) -> Tensor:
-    return logits_CV.to(accurate(logits_CV.dtype), copy=True).mul_(1.0 / temperature)
+    wide_CV = logits_CV.to(accurate(logits_CV.dtype), copy=True)
+    return wide_CV if temperature == 1.0 else wide_CV.mul_(1.0 / temperature)

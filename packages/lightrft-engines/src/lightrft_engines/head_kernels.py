@@ -5,6 +5,10 @@ vocabulary with an online softmax and writes four numbers per token and span; th
 one part of the vocabulary, for two matrix products of cuBLAS. Upper-case names in kernels are known when they compile.
 """
 
+import logging
+import subprocess
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +16,7 @@ from torch import Tensor
 
 from lightrft_engines.head_tiles import FLOOR, Slopes, Totals
 
+log = logging.getLogger(__name__)
 ROWS, COLUMNS = 128, 128  # tokens and entries of the vocabulary of a tile
 SPAN = 16 * COLUMNS  # entries that one program of the forward pass goes through
 DEPTH_BYTES = 128  # of a row of hidden states or weights that is read at one time
@@ -150,6 +155,19 @@ def gradient_kernel(
     gradient = tl.exp(logp) * slope + tl.where(columns[None, :] == target[:, None], hit, 0.0)
     place = gradients + rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
     tl.store(place, gradient.to(gradients.dtype.element_ty), is_token[:, None] & (columns < num_columns)[None, :])
+
+
+@cache
+def can_run() -> bool:
+    """Whether Triton drives this machine's GPU; it builds its driver with a C compiler and Python's headers."""
+    if triton.knobs.runtime.interpret:
+        return True
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        log.warning("Triton does not run here, so torch computes the log-probabilities: %s", error)
+        return False
+    return True
 
 
 class KernelTiles:

@@ -48,9 +48,15 @@ class Slopes(NamedTuple):
     push_N: Tensor
     pull_N: Tensor | None
 
-    def rows(self, part: slice) -> "Slopes":
+    def rows(self, part: slice | Tensor) -> "Slopes":
         """Of some of the tokens."""
         return Slopes(*(None if values_N is None else values_N[part] for values_N in self))
+
+    def moving(self) -> slice | Tensor:
+        """The tokens that the loss depends on."""
+        moves_N = self.hit_N != 0 if self.pull_N is None else (self.hit_N != 0) | (self.pull_N != 0)
+        index_M = moves_N.nonzero().squeeze(1)
+        return slice(None) if len(index_M) == len(moves_N) else index_M
 
 
 @dataclass(frozen=True, slots=True)

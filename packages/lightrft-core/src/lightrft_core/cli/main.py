@@ -14,12 +14,13 @@ from typing import TextIO
 
 import typer
 
-from lightrft_core import __version__, launch
+from lightrft_core import __version__, failures, launch
 from lightrft_core.errors import ExitCode, LightRFTError
 
 # command -> (module below lightrft_core.cli, what it says in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model from a run file or a recipe, or resume a run."),
+    "launch": ("launch", "Get a run onto machines: commands for each node, a SLURM job, or a Ray cluster."),
     "eval": ("evaluate", "Score a run's checkpoint, or any model, on a task."),
     "export": ("export", "Write a run's policy as a Hugging Face folder."),
     "compare": ("compare", "Train with several algorithms and seeds; table and plot."),
@@ -83,7 +84,7 @@ def _mount_plugin_commands(app: typer.Typer) -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
-    _set_up_output()
+    set_up_output()
     stdout = sys.stdout
     pipe = _duplicate(stdout)
     try:
@@ -91,7 +92,8 @@ def run(argv: Sequence[str]) -> int:
         stdout.flush()
         return code
     except LightRFTError as error:
-        if launch.rank() == 0 or error.exit_code not in (ExitCode.USER, ExitCode.STOPPED):  # those all ranks have alike
+        failures.note(error)
+        if _is_told_here(error):
             print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
@@ -102,9 +104,23 @@ def run(argv: Sequence[str]) -> int:
             raise  # some other pipe broke, which is no reader's wish
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return int(ExitCode.OK)
+    except Exception as error:
+        failures.note(error)
+        if launch.rank() == 0 or not failures.is_reported():
+            raise
+        return int(ExitCode.FAILED)  # its traceback is in the rank's own file
     finally:
         if pipe is not None:
             os.close(pipe)
+
+
+def _is_told_here(error: LightRFTError) -> bool:
+    """Once in all: by rank 0 where all ranks have it alike, else by the launcher if it tells errors, else here."""
+    if launch.rank() == 0 and error.exit_code == ExitCode.STOPPED:
+        return True
+    if failures.is_reported() or error.exit_code == ExitCode.STOPPED:
+        return False
+    return launch.rank() == 0 or error.exit_code != ExitCode.USER
 
 
 def _call(argv: Sequence[str]) -> int:
@@ -140,7 +156,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def _set_up_output() -> None:
+def set_up_output() -> None:
     """Warnings to stderr; characters that the terminal cannot show are escaped instead of ending the run."""
     handler = _Stderr()
     handler.setLevel(logging.WARNING)

@@ -1,6 +1,7 @@
 """The page of `lightrft plugins show`: what a component is and every option that it has, as data and as text."""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightrft_core.requirements import unmet
 from lightrft_core.sections import Section
 
 Page = dict[str, Any]  # Any: JSON
+_TEXT_FROM, _LEAST_ROOM = 15, 40  # columns: where texts begin, and what they have at least
 
 
 def pages_for(name: str, plugins: Plugins) -> list[Page]:
@@ -36,8 +38,8 @@ def pages_for(name: str, plugins: Plugins) -> list[Page]:
     return [_page(offer, plugins) for offer in offers]
 
 
-def render(page: Page) -> str:
-    """A page as text."""
+def render(page: Page, width: int | None = None) -> str:
+    """A page as text; with a width its sentences are broken into lines."""
     lines = [f"{page['kind']} {page['name']}  (plugin {page['plugin']})", page["summary"], ""]
     for key in (
         "when",
@@ -54,8 +56,8 @@ def render(page: Page) -> str:
         value = page.get(key)
         if value:
             text = ", ".join(value) if isinstance(value, list) else str(value)
-            lines.append(f"  {key.replace('_', ' '):<12} {_indented(text)}")
-    lines.append(f"  {'use':<12} {_indented(page['use'])}")
+            lines.append(f"  {key.replace('_', ' '):<12} {_indented(text, width)}")
+    lines.append(f"  {'use':<12} {_indented(page['use'], None)}")
     if "sections" in page:
         lines += ["", "sets", *(f"  {key}: {json.dumps(value)}" for key, value in page["sections"].items())]
     if page.get("options"):
@@ -65,8 +67,13 @@ def render(page: Page) -> str:
     return "\n".join(lines)
 
 
-def _indented(text: str) -> str:
-    return text.strip().replace("\n", "\n" + " " * 15)
+def _indented(text: str, width: int | None) -> str:
+    """Later lines stand below the first one."""
+    lines = text.strip().splitlines()
+    if width is not None:
+        room = max(width - _TEXT_FROM, _LEAST_ROOM)
+        lines = [part for line in lines for part in textwrap.wrap(line, room, break_long_words=False)]
+    return ("\n" + " " * _TEXT_FROM).join(lines)
 
 
 def _option_lines(options: list[Page]) -> Iterator[str]:

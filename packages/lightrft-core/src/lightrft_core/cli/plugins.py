@@ -1,6 +1,7 @@
 """`lightrft plugins list|show|check|new`, and the commands that plugins add. Imports no component it does not show."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +60,8 @@ def show(
     if as_json:
         print(json.dumps(pages, indent=2))
     else:
-        print("\n\n".join(render(page) for page in pages))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n\n".join(render(page, width) for page in pages))
 
 
 def check(

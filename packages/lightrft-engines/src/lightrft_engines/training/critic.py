@@ -43,6 +43,8 @@ class Critic:
         )
         explained = explained_variance(spread)
         sums.add({"critic_grad_norm": (norm, 1.0), "critic_lr": (self.role.rate, 1.0)})
+        if self.role.scale is not None:
+            sums.add({"critic_loss_scale": (self.role.scale.used, 1.0)})
         if explained is not None:
             sums.add({"explained_variance": (explained, 1.0)})
         return norm
