@@ -1,5 +1,7 @@
 """What a component requires is asked of package metadata, and concerns that component alone."""
 
+from importlib.util import find_spec
+
 import pytest
 from lightrft_core.errors import UserError
 from lightrft_core.plugins import State
@@ -43,3 +45,11 @@ def test_of_alternatives_none_of_which_is_met_the_first_is_to_be_installed(load,
         load().find("loss", "heavy", where="here")
     assert "needs nobody-has-this>=3 (not installed)" in str(caught.value)
     assert caught.value.hint == "`pip install 'nobody-has-this>=3'`."
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_where_the_distribution_has_an_extra_for_it_that_is_to_be_installed(plugins):
+    with pytest.raises(UserError) as caught:
+        plugins.find("engine", "vllm", where="engine")
+    assert "needs vllm>=0.32 (not installed)" in str(caught.value)
+    assert caught.value.hint == "`pip install 'lightrft-engines[vllm]'`."

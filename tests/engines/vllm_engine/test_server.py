@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from lightrft_core.errors import RunFailed, UserError
@@ -67,6 +69,23 @@ def test_a_port_in_use_says_so(start):
 def test_what_is_no_server_does_not_answer(start):
     with pytest.raises(RunFailed, match="Connection refused"):
         start(mode="server", url="http://127.0.0.1:9")
+
+
+def test_a_server_that_takes_no_weights_says_how_to_start_it(start):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_error(404)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="does not take weights") as caught:
+            start(mode="server", url=f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+    assert caught.value.where == "engine.url"
+    assert "--worker-extension-cls lightrft_engines.vllm_engine.worker.Worker" in caught.value.hint
 
 
 def test_a_server_that_cannot_start_says_what_to_change(start):

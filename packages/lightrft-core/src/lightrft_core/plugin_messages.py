@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lightrft_core.errors import UserError
 from lightrft_core.plugin_loading import Offer, PluginRow, State
-from lightrft_core.requirements import first_choice
+from lightrft_core.requirements import extras_of, first_choice, name_of
 from lightrft_core.suggest import nearest
 
 _HOMES = {  # which of LightRFT's packages to install for a kind
@@ -62,9 +62,12 @@ def clash(kind: str, name: str, where: str, offers: Sequence[Offer]) -> UserErro
     return UserError(f"{kind} {name!r} is offered by {plugins}.", where=where, hint=f"Write {choices}.")
 
 
-def unmet_requirement(offer: Offer, missing: Sequence[str], where: str) -> UserError:
-    """The component needs packages that are not installed."""
-    wanted = " ".join(f"'{first_choice(requirement)}'" for requirement in offer.descriptor.requires)
+def unmet_requirement(offer: Offer, missing: Sequence[str], where: str, distribution: str) -> UserError:
+    """The component needs packages that are not installed: by an extra of its distribution, where that has one."""
+    extras = extras_of(distribution)
+    texts = [first_choice(requirement) for requirement in offer.descriptor.requires]
+    named = [f"{distribution}[{name}]" if (name := name_of(text)) in extras else text for text in texts]
+    wanted = " ".join(f"'{one}'" for one in named)
     what = f"{offer.kind} {offer.descriptor.name!r} of plugin {offer.plugin} needs {', '.join(missing)}."
     return UserError(what, where=where, hint=f"`pip install {wanted}`.")
 

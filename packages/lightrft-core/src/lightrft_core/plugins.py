@@ -79,7 +79,8 @@ class Plugins:
             raise plugin_messages.clash(kind, short, where, found)
         missing = unmet(found[0].descriptor.requires)
         if missing:
-            raise plugin_messages.unmet_requirement(found[0], missing, where)
+            row = self.row(found[0].plugin)
+            raise plugin_messages.unmet_requirement(found[0], missing, where, row.distribution if row else "")
         return found[0]
 
     def config_class(self, kind: str, component: Component) -> type[Section]:

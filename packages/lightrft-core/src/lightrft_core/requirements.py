@@ -1,7 +1,7 @@
 """Whether what a component requires is installed: asked of package metadata, so nothing is imported."""
 
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 
 
 def unmet(requires: Iterable[str]) -> tuple[str, ...]:
@@ -28,6 +28,21 @@ def is_requirement(text: str) -> bool:
 def first_choice(text: str) -> str:
     """Of a requirement with alternatives the one to install."""
     return _alternatives(text)[0]
+
+
+def name_of(text: str) -> str:
+    """The distribution that a requirement asks for."""
+    from packaging.requirements import Requirement
+
+    return Requirement(text).name
+
+
+def extras_of(distribution: str) -> frozenset[str]:
+    """Extras of an installed distribution."""
+    try:
+        return frozenset(metadata(distribution).get_all("Provides-Extra") or ())
+    except (PackageNotFoundError, ValueError):
+        return frozenset()
 
 
 def _alternatives(text: str) -> list[str]:

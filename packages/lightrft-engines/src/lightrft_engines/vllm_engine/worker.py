@@ -59,6 +59,8 @@ class Worker:
         model = self._lightrft_model
         with set_current_vllm_config(self.vllm_config):
             finalize_layerwise_reload(model, self.model_config)
+        if self.model_config.quantization is not None:
+            return []  # scales are served too, and no trainer sends them
         return sorted(name for name, _ in model.named_parameters() if name not in self._lightrft_loaded)
 
     def lightrft_sample(self, names: str) -> dict[str, Entries | None]:
