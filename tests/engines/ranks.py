@@ -10,6 +10,8 @@ LIMIT = 120
 
 def on_ranks(work, size: int, tmp_path):
     """Results of `work(rank)` on `size` forked gloo ranks, in rank order."""
+    if dist.is_initialized():  # a strategy alone made a group of one in this process: forked ranks would inherit it
+        dist.destroy_process_group()
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     store = tmp_path / f"store{size}-{len(list(tmp_path.iterdir()))}"

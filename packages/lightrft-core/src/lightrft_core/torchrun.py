@@ -63,6 +63,8 @@ class Ranks:
         except Exception as error:  # torch's classes have no name here; what is not known is told
             exits: Mapping[int, Ended] | None = getattr(error, "failures", None)
             received: signal.Signals | None = getattr(error, "sigval", None)
+            if exits is None and received is None and self._has_begun():
+                return self._end_of_others()
             if exits is None and received is None:
                 raise EnvironmentUnfit(
                     f"torchrun could not bring the ranks together: {type(error).__name__}: {error}",
@@ -85,6 +87,16 @@ class Ranks:
                 self.run_dir.write_status("failed", text, cause.exit_code)
             print(f"error: {text}", file=sys.stderr, flush=True)
         return cause.exit_code
+
+    def _has_begun(self) -> bool:
+        """Whether ranks were started here: what torchrun lost then is the machine where another one ended."""
+        return any(self.folder.glob("*/attempt_*"))
+
+    def _end_of_others(self) -> int:
+        if self.noted():
+            return self._end({}, None)
+        print("error: a rank on another machine ended the run; its STATUS says why.", file=sys.stderr, flush=True)
+        return int(ExitCode.FAILED)
 
     def noted(self) -> list[Failure]:
         """What the ranks of the last attempt noted themselves."""
