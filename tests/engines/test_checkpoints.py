@@ -319,6 +319,7 @@ def test_numbers_drawn_after_a_resume_are_those_of_each_rank(kit, qwen_folder, t
     def work(rank):
         strategy, _ = build(kit, qwen_folder, "fsdp2", optim=OPTIM)
         strategy.save(tmp_path / "checkpoint")
+        strategy.world.barrier()  # rank 0 writes what all ranks read
         drawn = torch.rand(3).tolist()
         strategy.load(tmp_path / "checkpoint")
         assert torch.rand(3).tolist() == drawn
