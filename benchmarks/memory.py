@@ -2,10 +2,10 @@
 
     uv run benchmarks/memory.py --json memory.json
 
-Each run has processes of its own. A peak is the kernel's own (`VmHWM`, set back at the start of each phase), less what
-the process had before its model was built and less pages of shared libraries, which are no memory of the run. glibc
-keeps freed memory for later unless it is told not to: `MALLOC_MMAP_THRESHOLD_` makes it hand back what is freed at
-once, so that the figure is what is alive. The estimate is a process too, and its line `overhead` is left out.
+Each run has processes of its own. A peak is the kernel's (`VmHWM`, set back at the start of each phase), less what the
+process had before its model was built, after a step of a tiny model had loaded every library, and less pages of shared
+libraries. glibc keeps freed memory for later unless it is told not to: `MALLOC_MMAP_THRESHOLD_` makes it hand back at
+once what is freed, so that the figure is what is alive. The estimate's line `overhead` is left out.
 """
 
 import json
@@ -47,7 +47,9 @@ SIZES = {
     "31M": Size(512, 8, 8, 2, 1408, 16384, True),
     "125M": Size(768, 12, 12, 4, 2048, 32000, False),
 }
-GROUP, PROMPT = 4, 128
+WARM_UP = Size(32, 2, 4, 2, 64, 512, False)
+DIMENSIONS = ("hidden", "layers", "heads", "kv_heads", "intermediate", "vocabulary")
+GROUP, PROMPT, WARM = 4, 128, "warm"
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,15 @@ def prepare(folder: Path, size: Size) -> None:
     import torch
     from step import byte_tokenizer
 
-    dimensions = {name: getattr(size, name) for name in ("hidden", "layers", "heads", "kv_heads", "intermediate")}
-    model = tiny_models.tiny_qwen2(None, tiny_models.Size(**dimensions, vocabulary=size.vocabulary))
-    if size.tied:
-        model.config.tie_word_embeddings = True
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = tiny_models.EOS, tiny_models.PAD
-    model.save_pretrained(folder / "model")
-    byte_tokenizer(size.vocabulary).save_pretrained(folder / "model")
+    for name, chosen in (("model", size), (WARM, WARM_UP)):
+        dimensions = {field: getattr(chosen, field) for field in DIMENSIONS}
+        model = tiny_models.tiny_qwen2(None, tiny_models.Size(**dimensions))
+        if chosen.tied:
+            model.config.tie_word_embeddings = True
+            model.lm_head.weight = model.model.embed_tokens.weight
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = tiny_models.EOS, tiny_models.PAD
+        model.save_pretrained(folder / name)
+        byte_tokenizer(chosen.vocabulary).save_pretrained(folder / name)
     letters = torch.randint(97, 123, (64, PROMPT), generator=torch.Generator().manual_seed(1))
     rows = [{"prompt": "".join(map(chr, row))} for row in letters.tolist()]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,18 +120,13 @@ run: {{steps: 3}}
 def run_here(folder: Path, sets: list[str], steps: int) -> dict[str, float]:
     """Peaks of this rank in MB, by phase, over all steps."""
     import lightrft_core.trainer as trainer_module
+    import torch.distributed as dist
     from lightrft_core import launch
-    from lightrft_core.assembly import build_core, build_trainer, rehearse
-    from lightrft_core.overrides import parse_set
     from lightrft_core.phases import Phases
-    from lightrft_core.rundir import RunDir
-    from lightrft_core.runfile import open_run_file
-    from lightrft_core.stopping import Stopper
 
-    run_file, plugins = open_run_file(folder / "run.yaml", [parse_set(text) for text in sets])
-    rehearsed = rehearse(run_file, plugins)  # tokenizer, data and their libraries are no memory of the model
-    for part in (run_file.strategy, run_file.engine):
-        plugins.target(part.component)
+    if launch.world_size() > 1:
+        dist.init_process_group("gloo")  # a run leaves alone what it did not open, so that two can have it
+    take_steps(folder, [*sets, f"model.path={folder / WARM}"], 1)
     peaks: dict[str, float] = {}
     start, libraries = status("VmRSS"), library_bytes()
 
@@ -144,15 +142,27 @@ def run_here(folder: Path, sets: list[str], steps: int) -> dict[str, float]:
             peaks[name] = max(peaks.get(name, 0.0), peak / 1e6)
 
     trainer_module.Phases = Watched
+    take_steps(folder, sets, steps)
+    return peaks
+
+
+def take_steps(folder: Path, sets: list[str], num: int) -> None:
+    """A run, as `lightrft train` makes it, without checkpoints."""
+    from lightrft_core import launch
+    from lightrft_core.assembly import build_core, build_trainer
+    from lightrft_core.overrides import parse_set
+    from lightrft_core.rundir import RunDir
+    from lightrft_core.runfile import open_run_file
+    from lightrft_core.stopping import Stopper
+
+    run_file, plugins = open_run_file(folder / "run.yaml", [parse_set(text) for text in sets])
     run_dir = RunDir.create(folder, f"run-{time.time_ns()}-{launch.rank()}")
     core = build_core(run_file, plugins, run_dir, launch.world_size())
     trainer = build_trainer(core, run_file, run_dir, Stopper())
     core.rewards.start()
-    for _ in range(steps):
+    for _ in range(num):
         trainer.step()
     core.close()
-    rehearsed.rewards.close()
-    return peaks
 
 
 def status(name: str) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightrft_engines.attention import register_attention
 from lightrft_engines.config import TextConfig
 from lightrft_engines.estimate import courses
 from lightrft_engines.estimate.courses import forward_peak, training_course
@@ -135,3 +136,16 @@ def test_many_logits_are_traced_by_a_part_of_the_vocabulary_with_the_whole_gradi
     assert part.moments[1:] == whole.moments[1:]
     assert part.saved == whole.saved
     assert part.moments[0].activations <= whole.moments[0].activations
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_experts_are_traced_whatever_they_would_be_given(dtype):
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    sizes = {"hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = Qwen3MoeConfig(vocab_size=97, num_experts=4, num_experts_per_tok=2, num_key_value_heads=2, **sizes)
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, attn_implementation=register_attention())
+    model, blocks = Weightless(module, dtype), shard_units(module)[::-1]
+    course = training_course(model, blocks, cut(model).loss(model))
+    assert course.block_gradients == sum(weight.numel() for weight in blocks[0].parameters()) * dtype.itemsize

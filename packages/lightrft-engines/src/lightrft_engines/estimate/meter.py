@@ -18,6 +18,24 @@ from torch.utils._pytree import tree_iter
 DEVICE = torch.device("cpu")  # of fake tensors: they go the ways that a CPU's do
 
 
+def _every_place(chosen: Tensor) -> Tensor:
+    """What `nonzero` gives at most: how many places there are depends on numbers, and fake tensors have none."""
+    return torch.empty(chosen.numel(), chosen.ndim, dtype=torch.long)
+
+
+def _grouped_product(left: Tensor, right: Tensor, *others: Any, **named: Any) -> Tensor:  # Any: torch's own arguments
+    """The product of experts in any numbers: for fake tensors torch knows its shape in bf16 alone."""
+    found: Tensor = GROUPED_PRODUCT(left.bfloat16(), right.bfloat16(), *others, **named)
+    return found.to(left.dtype)
+
+
+GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
+STAND_INS: dict[Any, Callable[..., Any]] = {  # Any: torch's operators
+    torch.ops.aten.nonzero.default: _every_place,
+    GROUPED_PRODUCT: _grouped_product,
+}
+
+
 class Meter(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow torch
     """`alive` bytes at this moment, and the `most` since `restart`."""
 
@@ -42,8 +60,8 @@ class Meter(TorchDispatchMode):  # type: ignore[misc]  # mypy does not follow to
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:
-        is_choice = function is torch.ops.aten.nonzero.default
-        result = _every_place(*args) if is_choice else function(*args, **(kwargs or {}))
+        stand_in = STAND_INS.get(function, function)
+        result = stand_in(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
                 self._see(value)
@@ -89,11 +107,6 @@ class Weightless:
         """A tensor's shape and type, for inside."""
         fake: Tensor = self._mode.from_tensor(real)
         return fake
-
-
-def _every_place(chosen: Tensor) -> Tensor:
-    """What `nonzero` gives at most: how many places there are depends on numbers, and fake tensors have none."""
-    return torch.empty(chosen.numel(), chosen.ndim, dtype=torch.long)
 
 
 def _fake_weight(weight: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:

@@ -9,10 +9,12 @@ from lightrft_engines.embedded_config import EmbeddedConfig
 from lightrft_engines.estimate.blueprints import Blueprint, blueprints
 from lightrft_engines.estimate.case import Case
 from lightrft_engines.estimate.census import Census
+from lightrft_engines.estimate.engines import Engine, engine_of
 from lightrft_engines.estimate.holdings import FULL, Ground
 from lightrft_engines.estimate.memory import Memory, worst
 from lightrft_engines.estimate.strategies import holdings_of
 from lightrft_engines.estimate.tracer import Tracer, Training
+from lightrft_engines.estimate.work import Rows
 
 Known = dict[Hashable, object]
 
@@ -25,7 +27,7 @@ class Estimate:
     census: Census
     training: Training
     phases: Mapping[str, Memory]
-    has_unknown_engine: bool
+    note: str
 
     @property
     def peak_phase(self) -> str:
@@ -60,19 +62,18 @@ class _Estimator:
 
     def estimate(self) -> Estimate:
         """All phases."""
-        rest, engine = self._rest(), self._case.run_file.engine.config
-        phases = {}
-        if isinstance(engine, EmbeddedConfig):
-            phases = {name: rest + moment for name, moment in self._decoding(engine)}
-        phases["prepare"] = rest + worst(self._prepare())
-        phases["train"] = rest + worst(self._train())
-        phases["update"] = rest + self._update()
-        phases["sync"] = rest + self._sync()
+        rest, engine = self._rest(), self._engine
+        asleep = rest + engine.asleep
+        phases = {name: rest + engine.awake + moment for name, moment in self._decoding()}
+        phases["prepare"] = asleep + worst(self._prepare())
+        phases["train"] = asleep + worst(self._train())
+        phases["update"] = asleep + self._update()
+        phases["sync"] = rest + engine.sync + self._sync()
         training = self._tracer.training(self._modules.policy)
-        return Estimate(self._case, self._policy, training, phases, not isinstance(engine, EmbeddedConfig))
+        return Estimate(self._case, self._policy, training, phases, engine.note)
 
     def _rest(self) -> Memory:
-        """Between phases: every role, the average, the engine's copy, libraries."""
+        """Between phases: every role, the average, libraries."""
         run, config, holdings = self._case.run_file, self._case.config, self._holdings
         rest = Memory(overhead=self._case.target.overhead) + holdings.resting(self._policy, run.optim)
         if self._modules.reference is not None:
@@ -82,18 +83,20 @@ class _Estimator:
             rest += holdings.resting(self._critic, run.critic)
         if config.ema:
             rest += Memory(weights=FULL * holdings.learned(self._policy))
-        if isinstance(run.engine.config, EmbeddedConfig) and not self._serves_in_place:
-            rest += Memory(engine=self._plain_bytes)
         return rest
 
-    def _decoding(self, engine: EmbeddedConfig) -> Iterator[tuple[str, Memory]]:
-        """Held-out prompts and those that train."""
+    def _decoding(self) -> Iterator[tuple[str, Memory]]:
+        """Held-out prompts and those that train; what an engine of another kind computes is in its own share."""
         sampler, section, held_out = self._case.sampler, self._case.run_file.evaluation, self._case.held_out
         if held_out is not None:
             sampling = Sampling(held_out.completion_tokens, section.temperature, section.top_p)
-            yield "evaluate", self._tracer.decoding(held_out, sampling, engine)
+            yield "evaluate", self._written(held_out, sampling)
         sampling = Sampling(sampler.max_new_tokens, sampler.temperature, sampler.top_p, sampler.top_k, sampler.min_p)
-        yield "generate", self._tracer.decoding(self._case.drawn, sampling, engine)
+        yield "generate", self._written(self._case.drawn, sampling)
+
+    def _written(self, rows: Rows, sampling: Sampling) -> Memory:
+        config = self._case.run_file.engine.config
+        return self._tracer.decoding(rows, sampling, config) if isinstance(config, EmbeddedConfig) else Memory()
 
     def _prepare(self) -> Iterator[Memory]:
         """Passes without gradient, one role after the other."""
@@ -129,13 +132,16 @@ class _Estimator:
         """Nothing where the engine has the policy itself."""
         return Memory() if self._serves_in_place else self._holdings.serving(self._policy)
 
+    @property
+    def _engine(self) -> Engine:
+        plain = self._tracer.census(self._modules.plain)
+        config, element = self._case.run_file.engine.config, self._case.dtype.itemsize
+        return engine_of(config, plain, element, self._case.target, in_place=self._serves_in_place)
+
     def _scoring(self, blueprint: Blueprint, census: Census, *, values: bool = False) -> Iterator[Memory]:
         yield from self._holdings.scoring(census, self._tracer.scoring(blueprint, values=values))
 
     @property
     def _serves_in_place(self) -> bool:
-        return self._holdings.serves_in_place and not self._modules.has_adapters
-
-    @property
-    def _plain_bytes(self) -> int:
-        return int(self._case.dtype.itemsize) * self._tracer.census(self._modules.plain).count()
+        is_embedded = isinstance(self._case.run_file.engine.config, EmbeddedConfig)
+        return is_embedded and self._holdings.serves_in_place and not self._modules.has_adapters

@@ -58,9 +58,8 @@ def verdict(found: Estimate, unit: "Unit") -> Iterator[str]:
     """The peak, and whether it fits."""
     target, peak = found.case.target, found.peak
     yield f"peak       {unit.text(peak.total)} in {found.peak_phase}"
-    if found.has_unknown_engine:
-        name = found.case.run_file.engine.name
-        yield f"engine     the memory of engine {name!r} is not counted: add what it is told to take."
+    if found.note:
+        yield f"note       {found.note}"
     if target.limit is not None and target.usable is not None:
         limits = f"{unit.text(target.limit)} of which {SPARE:.0%} stay free ({unit.text(target.usable)})"
         yield f"verdict    {'fits' if found.fits else 'does not fit'} into {limits}"
@@ -93,7 +92,7 @@ def as_data(found: Estimate, advice: Advice | None) -> Data:
         "limit": case.target.limit,
         "usable": case.target.usable,
         "fits": found.fits,
-        "engine_is_counted": not found.has_unknown_engine,
+        "note": found.note,
         "advice": [] if advice is None else [_option(option, found) for option in advice.options],
         "together": None if advice is None or advice.together is None else _option(advice.together, found),
     }

@@ -51,14 +51,15 @@ class Zero:
         yield Memory(activations=activations, gathered=self._gathered(census))
 
     def training(self, census: Census, course: Course, num_passes: int) -> Iterator[Memory]:
-        """Stage 1 keeps whole gradients until the last pass, later ones this rank's part."""
+        """Stage 1 keeps whole gradients until the last pass, stage 2 this rank's part, both beside a bucket."""
         c, num = self.ground.compute, self._num(census)
+        bucket = self._bucket(census)
         for moment in course.moments:
             found = moment.of_others + moment.of_blocks + course.block_gradients * (moment.place == "block")
             if self.config.stage == 1:
-                gradients = c * num if num_passes > 1 else found
+                gradients = bucket + (c * num if num_passes > 1 else found)
             elif self.config.stage == 2:
-                gradients = FULL * self._share(num if num_passes > 1 else found // c)
+                gradients = bucket + FULL * self._share(num if num_passes > 1 else found // c)
             else:
                 gradients = 0
             yield Memory(
@@ -68,7 +69,7 @@ class Zero:
                 host=course.offloaded,
             )
         if self.config.stage == 1:
-            yield Memory(gradients=c * num + FULL * self._share(num))
+            yield Memory(gradients=bucket + c * num + FULL * self._share(num))
 
     def updating(self, census: Census) -> Memory:
         """This rank's part of the gradients, and once more in a row."""
@@ -91,14 +92,17 @@ class Zero:
         )
 
     def _buffers(self, census: Census) -> int:
-        """What lives all the time: a bucket; fp32 sums in stage 1 with bf16; this rank's part of them in stage 3."""
+        """What lives all the time: fp32 sums in stage 1 with bf16; this rank's part and a bucket in stage 3."""
         num, stage = self._num(census), self.config.stage
-        element = self.ground.compute if stage == 2 else FULL
-        bucket = element * min(BUCKET, num) * (2 if self.config.overlap_comm and stage < 3 else 1)
         if stage == 3:
-            return bucket + FULL * self._share(num)
+            return FULL * (self._share(num) + min(BUCKET, num))
         has_sums = stage == 1 and self.ground.compute < FULL and self.config.grad_accum_dtype == "fp32"
-        return bucket + (FULL * num if has_sums else 0)
+        return FULL * num if has_sums else 0
+
+    def _bucket(self, census: Census) -> int:
+        """Gradients on their way to other ranks, in stages 1 and 2."""
+        element = self.ground.compute if self.config.stage == 2 else FULL
+        return element * min(BUCKET, self._num(census)) * (2 if self.config.overlap_comm else 1)
 
     def _gathered(self, census: Census) -> int:
         if self.config.stage < 3:
