@@ -1,24 +1,22 @@
 """`lightrft compare` as a user types it: whole runs, one stopped in the middle and gone on with."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from lightrft_core.metrics_file import read_metrics as series_of
 
 WORDS = ("compare", "tiny.yaml", "--algorithms", "grpo,dr_grpo", "--seeds", "2", "--steps", "2", "--dir", "c")
+SIGTERM_AFTER_STEP_1 = f"""
+plugins: [{Path(__file__).with_name("signaller.py")}]
+callbacks: [{{use: signal_after, step: 1, to_parent: true}}]
+"""
 RUNS = ["dr_grpo-seed7", "dr_grpo-seed8", "grpo-seed7", "grpo-seed8"]
 
 
 @pytest.mark.slow
 def test_two_algorithms_with_two_seeds_are_stopped_and_gone_on_with(lightrft, tiny_run, tmp_path, read_metrics):
-    (tmp_path / "tiny.yaml").write_text(tiny_run)
-    assert _stopped_in_the_first_run(tmp_path) == 75
+    (tmp_path / "tiny.yaml").write_text(tiny_run + SIGTERM_AFTER_STEP_1)
+    assert lightrft(*WORDS).returncode == 75
     assert json.loads((tmp_path / "c/grpo-seed7/STATUS").read_text())["state"] == "stopped"
     assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.is_dir()) == ["grpo-seed7"]
 
@@ -37,16 +35,3 @@ def test_two_algorithms_with_two_seeds_are_stopped_and_gone_on_with(lightrft, ti
     assert "4 of them done before" in again.stderr
     assert [line.split()[:2] for line in again.stdout.splitlines()[1:3]] == [["grpo", "2"], ["dr_grpo", "2"]]
     assert {name: (tmp_path / "c" / name / "STATUS").stat().st_mtime_ns for name in RUNS} == before
-
-
-def _stopped_in_the_first_run(folder: Path) -> int:
-    """Start the comparison and end it with SIGTERM as soon as its first run has evaluated; returns the exit code."""
-    command = [sys.executable, "-m", "lightrft_core.cli.main", *WORDS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
-    metrics = folder / "c/grpo-seed7/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not series_of(metrics) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
-    return process.wait(timeout=120)

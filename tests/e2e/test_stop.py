@@ -1,79 +1,21 @@
 """Stopping early and well: signals, the time limit, a full disk. What was done is kept, and how to go on is said."""
 
+from pathlib import Path
+
 import pytest
 from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.rundir import RunDir
 
-# A callback that sends signals between two steps, and a filter that sends them in the middle of one.
-SIGNALLER = """
-import os, signal
-from pathlib import Path
-from lightrft_core import hookimpl
-from lightrft_core.descriptors import Component
-from lightrft_core.sections import Section
-
-LIGHTRFT_API = 1
-
-
-class SignalConfig(Section):
-    'When, which, how often.'
-
-    step: int = 3
-    'The step.'
-    name: str = 'SIGTERM'
-    'The signal.'
-    times: int = 1
-    'How often.'
-
-
-def send(config):
-    if not Path('sent').exists():
-        Path('sent').touch()
-        for _ in range(config.times):
-            os.kill(os.getpid(), getattr(signal, config.name))
-
-
-def within(group, *, config):
-    if group.rollouts[0].policy_version == config.step - 1:
-        send(config)
-    return True
-
-
-class After:
-    def __init__(self, config, setup):
-        self.config = config
-
-    def on_step(self, report):
-        if report.step == self.config.step:
-            send(self.config)
-
-    def on_evaluation(self, step, metrics): pass
-
-    def on_save(self, step, path): pass
-
-    def on_end(self, status): pass
-
-
-@hookimpl
-def lightrft_filters():
-    yield Component(name='signal_within', target='signaller:within', config='signaller:SignalConfig', summary='.')
-
-
-@hookimpl
-def lightrft_callbacks():
-    yield Component(name='signal_after', target='signaller:After', config='signaller:SignalConfig', summary='.')
-"""
-PARTS = """
-plugins: [./signaller.py]
-filters: [{use: signal_within, step: 3}]
-callbacks: [{use: signal_after, step: 3}]
+PARTS = f"""
+plugins: [{Path(__file__).with_name("signaller.py")}]
+filters: [{{use: signal_within, step: 3}}]
+callbacks: [{{use: signal_after, step: 3}}]
 """
 
 
 @pytest.fixture
 def run_file(tmp_path, tiny_run):
     """The tiny run with both parts in it; they send nothing where a file `sent` exists."""
-    (tmp_path / "signaller.py").write_text(SIGNALLER)
     path = tmp_path / "run.yaml"
     path.write_text(tiny_run.replace("every: 1, keep: 2", "keep: 2") + PARTS)
     return path
@@ -84,7 +26,6 @@ def undisturbed(tmp_path_factory, lightrft_in, tiny_run):
     """The same run without a signal."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "sent").touch()
-    (folder / "signaller.py").write_text(SIGNALLER)
     (folder / "run.yaml").write_text(tiny_run.replace("every: 1, keep: 2", "keep: 2") + PARTS)
     done = lightrft_in(folder)("train", "run.yaml")
     assert done.returncode == 0, done.stderr
