@@ -28,6 +28,7 @@ from torch import Tensor, nn
 QWEN2 = 151_936  # entries of Qwen2's vocabulary
 NUMBERS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WAYS = ("naive", "fused")
+ENTROPIES = ("none", "logged", "trained")  # a training step logs it, without gradient, unless a bonus trains it
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Scenario:
     vocabulary: int
     width: int
     numbers: str
-    entropy: bool
+    entropy: str
 
     def make(self) -> tuple[nn.Linear, Tensor, Tensor]:
         """Head, hidden states and targets; made in place, so that the peak is not of this."""
@@ -57,20 +58,23 @@ class Measured:
     wall_s: float
 
 
-def naive(head: nn.Linear, states: Tensor, targets: Tensor, entropy: bool) -> Tensor:
+def naive(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Tensor:
     """What a training loop writes down first."""
     logp = head(states).float().log_softmax(-1)
     value = logp.gather(-1, targets[:, None]).sum()
-    return value - (logp.exp() * logp).sum(-1).sum() if entropy else value
+    if entropy == "logged":
+        with torch.no_grad():
+            (logp.exp() * logp).sum(-1)
+    return value - (logp.exp() * logp).sum(-1).sum() if entropy == "trained" else value
 
 
-def fused(head: nn.Linear, states: Tensor, targets: Tensor, entropy: bool) -> Tensor:
+def fused(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Tensor:
     """Ours."""
-    value, spread = token_logprobs(states, head, targets, 1.0, entropy=entropy)
-    return value.sum() if spread is None else value.sum() + spread.sum()
+    value, spread = token_logprobs(states, head, targets, 1.0, entropy=entropy != "none")
+    return value.sum() + spread.sum() if spread is not None and entropy == "trained" else value.sum()
 
 
-def timed(way: str, head: nn.Linear, states: Tensor, targets: Tensor, entropy: bool) -> Measured:
+def timed(way: str, head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Measured:
     """One pass; gradients are fresh each time."""
     head.weight.grad = states.grad = None
     cpu, wall = time.process_time(), time.perf_counter()
@@ -98,7 +102,7 @@ def extra_mb(way: str, scenario: Scenario, threads: int) -> float:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--only", way, "--threads", str(threads), "--tokens", str(scenario.tokens)]
     command += ["--vocabulary", str(scenario.vocabulary), "--widths", str(scenario.width)]
-    command += ["--numbers", scenario.numbers, "--entropy" if scenario.entropy else "--no-entropy"]
+    command += ["--numbers", scenario.numbers, "--entropy", scenario.entropy]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{way} failed:\n{done.stderr[-4000:]}")
@@ -132,7 +136,7 @@ def show(rows: list[dict[str, Any]]) -> None:  # Any: JSON
     for row in rows:
         wall, cpu = (row[f"naive_{kind}"] / row[f"fused_{kind}"] for kind in ("wall_s", "cpu_s"))
         own, other, both = row["fused_mb"], row["naive_mb"], row["gradients_mb"]
-        print(f"| {row['numbers']} | {row['width']:,} | {'yes' if row['entropy'] else 'no'} | {row['threads']} "
+        print(f"| {row['numbers']} | {row['width']:,} | {row['entropy']} | {row['threads']} "
               f"| {row['naive_wall_s']:.2f} | {row['fused_wall_s']:.2f} | {wall:.2f} | {cpu:.2f} "
               f"| {other:,.0f} | {own:,.0f} | {share(own, other)} | {share(own - both, other - both)} |")  # fmt: skip
 
@@ -142,12 +146,12 @@ def share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole > 1 else "-"
 
 
-def scenarios(tokens: int, vocabulary: int, widths: str, numbers: str, entropy: bool | None) -> Iterator[Scenario]:
+def scenarios(tokens: int, vocabulary: int, widths: str, numbers: str, entropies: str) -> Iterator[Scenario]:
     """Every combination that is asked for."""
     for kind in numbers.split(","):
         for width in map(int, widths.split(",")):
-            for with_entropy in (False, True) if entropy is None else (entropy,):
-                yield Scenario(tokens, vocabulary, width, kind, with_entropy)
+            for entropy in entropies.split(","):
+                yield Scenario(tokens, vocabulary, width, kind, entropy)
 
 
 def main(
@@ -156,7 +160,7 @@ def main(
     vocabulary: Annotated[int, typer.Option(min=1, help="Entries of the vocabulary.")] = QWEN2,
     widths: Annotated[str, typer.Option(help="Sizes of a hidden state, with commas.")] = "896",
     numbers: Annotated[str, typer.Option(help="fp32, bf16, or both with a comma.")] = "fp32,bf16",
-    entropy: Annotated[bool | None, typer.Option(help="Only with, or only without the entropy.")] = None,
+    entropy: Annotated[str, typer.Option(help="none, logged, trained, with commas.")] = ",".join(ENTROPIES),
     threads: Annotated[str, typer.Option(help="Threads of torch, with commas.")] = "1,2",
     repeats: Annotated[int, typer.Option(min=0, help="Measured passes; a first one warms up, unless this is 0.")] = 3,
     only: Annotated[str | None, typer.Option(hidden=True)] = None,

@@ -150,6 +150,7 @@ def take_steps(folder: Path, sets: list[str], num: int) -> None:
     """A run, as `lightrft train` makes it, without checkpoints."""
     from lightrft_core import launch
     from lightrft_core.assembly import build_core, build_trainer
+    from lightrft_core.memory import unmetered
     from lightrft_core.overrides import parse_set
     from lightrft_core.rundir import RunDir
     from lightrft_core.runfile import open_run_file
@@ -159,6 +160,7 @@ def take_steps(folder: Path, sets: list[str], num: int) -> None:
     run_dir = RunDir.create(folder, f"run-{time.time_ns()}-{launch.rank()}")
     core = build_core(run_file, plugins, run_dir, launch.world_size())
     trainer = build_trainer(core, run_file, run_dir, Stopper())
+    trainer.parts.meter = unmetered  # which would set the peak back before it is read here
     core.rewards.start()
     for _ in range(num):
         trainer.step()

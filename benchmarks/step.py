@@ -24,6 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin distort
 import typer
 
 if TYPE_CHECKING:
+    import torch
+    from tiny_models import Size
     from transformers import PreTrainedTokenizerFast
 
 GROUP, PROMPTS, WARM_UP = 8, 8, 2
@@ -43,6 +45,7 @@ class Scenario:
 SCENARIOS = {
     "a": Scenario("16-token prompts, 32 tokens each", 16, None, 32),
     "b": Scenario("128-token prompts, geometric lengths (mean 64, at most 256)", 128, 64, 256),
+    "c": Scenario("128-token prompts, geometric lengths (mean 256, at most 512)", 128, 256, 512),
 }
 REWARD = '''
 def reward(responses, labels, references, response_ids):
@@ -51,12 +54,18 @@ def reward(responses, labels, references, response_ids):
 '''
 
 
-def prepare(folder: Path, scenario: Scenario) -> None:
+def prepare(
+    folder: Path,
+    scenario: Scenario,
+    size: "Size | None" = None,
+    dtype: "torch.dtype | None" = None,
+    device: str = "cpu",
+) -> None:
     """Write model, tokenizer, prompts and reward that both sides use."""
     import torch
-    from tiny_models import EOS, PAD, tiny_qwen2
+    from tiny_models import EOS, PAD, SMALL, tiny_qwen2
 
-    model = tiny_qwen2(scenario.mean)
+    model = tiny_qwen2(scenario.mean, size or SMALL, device=device).to(dtype or torch.float32)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = EOS, PAD
     model.save_pretrained(folder / "model")
     byte_tokenizer(model.config.vocab_size).save_pretrained(folder / "model")
@@ -82,9 +91,10 @@ def byte_tokenizer(vocabulary_size: int) -> "PreTrainedTokenizerFast":
     return fast
 
 
-def run_lightrft(folder: Path, scenario: Scenario, steps: int, threads: int) -> dict[str, Any]:
+def run_lightrft(folder: Path, scenario: Scenario, steps: int, threads: int, device: str) -> dict[str, Any]:
     """CPU and wall seconds of each step, tokens, and the share of time outside generating and training."""
     from lightrft_core.assembly import build_core, build_trainer
+    from lightrft_core.memory import unmetered
     from lightrft_core.rundir import RunDir
     from lightrft_core.runfile import open_run_file
     from lightrft_core.stopping import Stopper
@@ -98,7 +108,7 @@ task: {{path: ./prompts.jsonl, input_key: prompt}}
 rewards: [{{use: python, path: "./reward.py:reward"}}]
 sampler: {{group_size: {GROUP}, prompts_per_step: {PROMPTS}, max_new_tokens: {scenario.longest}}}
 optim: {{lr: 1.0e-6}}
-strategy: {{threads: {threads}}}
+strategy: {{threads: {threads}, device: {device}}}
 trackers: [jsonl]
 run: {{steps: {steps}}}
 """)
@@ -106,6 +116,7 @@ run: {{steps: {steps}}}
     run_dir = RunDir.create(folder, f"run-{time.time_ns()}")
     core = build_core(resolved, plugins, run_dir, 1)
     trainer = build_trainer(core, resolved, run_dir, Stopper())
+    trainer.parts.meter = unmetered  # it sets the peak back in every phase, and here the whole process's is compared
     core.rewards.start()
 
     def measured() -> Iterator[dict[str, float]]:
@@ -120,10 +131,10 @@ run: {{steps: {steps}}}
 
     rows = list(measured())
     core.close()
-    return {"steps": rows, "peak_mb": peak_mb()}
+    return {"steps": rows, "peak_mb": peak_mb(device)}
 
 
-def run_trl(folder: Path, scenario: Scenario, steps: int, threads: int) -> dict[str, Any]:
+def run_trl(folder: Path, scenario: Scenario, steps: int, threads: int, device: str) -> dict[str, Any]:
     """The same for TRL."""
     import torch
     from datasets import load_dataset
@@ -160,8 +171,8 @@ def run_trl(folder: Path, scenario: Scenario, steps: int, threads: int) -> dict[
         top_k=0,
         loss_type="grpo",
         gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
+        bf16=device != "cpu",
+        use_cpu=device == "cpu",
         logging_steps=1,
         report_to="none",
         save_strategy="no",
@@ -171,26 +182,32 @@ def run_trl(folder: Path, scenario: Scenario, steps: int, threads: int) -> dict[
     GRPOTrainer(model, reward, config, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]).train()
     spans = zip(marks, marks[1:], tokens, strict=False)
     rows = [{"cpu_s": new[0] - old[0], "wall_s": new[1] - old[1], "tokens": count} for old, new, count in spans]
-    return {"steps": rows, "peak_mb": peak_mb()}
+    return {"steps": rows, "peak_mb": peak_mb(device)}
 
 
-def peak_mb() -> float:
-    """Peak of this process's resident memory: `VmHWM`, because rusage inherits the parent's."""
+def peak_mb(device: str) -> float:
+    """Peak of this process's resident memory: `VmHWM`, because rusage inherits the parent's. Of a GPU torch's."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) / 1024
 
 
-def alone(side: str, name: str, folder: Path, steps: int, threads: int) -> dict[str, Any]:
+def alone(
+    side: str, name: str, folder: Path, steps: int, threads: int, *, device: str = "cpu", timeout: float | None = None
+) -> dict[str, Any]:
     """One side in a process of its own."""
     command = [sys.executable, __file__, "--only", side, "--scenario", name, "--folder", str(folder)]
-    command += ["--steps", str(steps), "--threads", str(threads)]
+    command += ["--steps", str(steps), "--threads", str(threads), "--device", device]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -229,8 +246,8 @@ def show(rows: list[dict[str, float | str]]) -> None:
     widths = [max(len(line[place]) for line in (columns, *lines)) for place in range(len(columns))]
     for line in (columns, *lines):
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    for name, scenario in SCENARIOS.items():
-        print(f"({name}) {scenario.title}; ratios are of tokens per second against TRL")
+    for name in dict.fromkeys(str(row["scenario"]) for row in rows):
+        print(f"({name}) {SCENARIOS[name].title}; ratios are of tokens per second against TRL")
 
 
 def main(
@@ -241,12 +258,13 @@ def main(
     repeats: Annotated[int, typer.Option(help="Processes of each side, alternating.")] = 2,
     only: Annotated[str | None, typer.Option(help="Run this side here and print its figures.")] = None,
     folder: Annotated[Path | None, typer.Option(help="With --only: where model and prompts lie.")] = None,
+    device: Annotated[str, typer.Option(help="With --only: cpu or cuda.")] = "cpu",
 ) -> None:
     """Compare whole steps."""
     counts = [int(count) for count in threads.split(",")]
     if only is not None and folder is not None:
         run = run_trl if only == "trl" else run_lightrft
-        print(json.dumps(run(folder, SCENARIOS[scenario], steps, counts[0])))
+        print(json.dumps(run(folder, SCENARIOS[scenario], steps, counts[0], device)))
         return
     rows = [row for count in counts for name in scenario for row in compare(name, steps, count, repeats)]
     show(rows)

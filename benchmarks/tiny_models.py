@@ -33,7 +33,7 @@ TINY = Size(hidden=96, layers=2, heads=4, intermediate=192, vocabulary=1024)
 
 
 def tiny_qwen2(
-    mean_length: float | None, size: Size = SMALL, *, seed: int = 0, attention: str = "sdpa"
+    mean_length: float | None, size: Size = SMALL, *, seed: int = 0, attention: str = "sdpa", device: str = "cpu"
 ) -> Qwen2ForCausalLM:
     """A random model in float32 whose completions have geometric lengths of this mean; None: they never end."""
     torch.manual_seed(seed)
@@ -51,7 +51,8 @@ def tiny_qwen2(
         pad_token_id=PAD,
     )
     config._attn_implementation = attention
-    model = Qwen2ForCausalLM(config).eval()
+    with torch.device(device):
+        model = Qwen2ForCausalLM(config).eval()
     logit = -30.0 if mean_length is None else _logit(1 / mean_length, size.vocabulary)
     _fix_end_token(model, logit)
     return model
@@ -84,6 +85,7 @@ def _quiet_scale(model: Qwen2ForCausalLM, norm: nn.Module) -> float:
     """Root mean square of the quiet channels that enter a norm."""
     seen: list[torch.Tensor] = []
     hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model(torch.randint(2, model.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(0)))
+    ids = torch.randint(2, model.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(0))
+    model.model(ids.to(model.device))
     hook.remove()
     return float(seen[0][..., 1:].square().mean().sqrt())

@@ -33,7 +33,7 @@ def make(parent, name, *, clip=0.2, rewards=(0.1, 0.4, 0.3), filters="[]", statu
         "formula": {"normalised_by": "advantage group_norm", "loss": {"use": "clip"}}, "git": None,
     })  # fmt: skip
     run.metrics.write_text(
-        "".join(metrics_line(i, {"reward/mean": value}, {"train": 1.0}) for i, value in enumerate(rewards, 1))
+        "".join(metrics_line(i, {"reward/mean": value, "seconds/train": 1.0}) for i, value in enumerate(rewards, 1))
         + metrics_line(len(rewards), {"eval/accuracy": 0.5})
     )
     run.write_status(*status)

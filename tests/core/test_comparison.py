@@ -47,7 +47,7 @@ def done(trial, scores, *, metric="eval/score", state="done", plugins=None):
     """The folder that a trial leaves when it went to its end: a score every five steps."""
     run = RunDir.create(trial.run_dir.path.parent, trial.run_dir.name)
     run.write_run_file(resolved(trial, plugins).to_yaml() if plugins else "{}")
-    lines = [metrics_line(5 * i, {metric: score}, {"train": 1.0}) for i, score in enumerate(scores)]
+    lines = [metrics_line(5 * i, {metric: score, "seconds/train": 1.0}) for i, score in enumerate(scores)]
     run.metrics.write_text("".join(lines))
     run.write_status(state, "the disk is full" if state == "failed" else "", 0)
 

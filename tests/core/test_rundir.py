@@ -153,7 +153,7 @@ def test_no_secret_reaches_any_file(tmp_path, monkeypatch):
 def test_metrics_come_back_as_series_and_a_torn_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        metrics_line(1, {"reward/mean": 0.25, "bad": float("nan")}, {"train": 1.5})
+        metrics_line(1, {"reward/mean": 0.25, "bad": float("nan"), "seconds/train": 1.5})
         + metrics_line(2, {"reward/mean": 0.5})
         + '{"step": 3, "reward/m'
     )

@@ -5,7 +5,7 @@ import logging
 import pytest
 from lightrft_core.data import StepStats
 from lightrft_core.errors import RunFailed
-from lightrft_core.sections import OptimSection, RunSection
+from lightrft_core.sections import EngineGapSection, OptimSection, RunSection
 from lightrft_core.watch import Watch
 
 BAD, GOOD = {"reward/unscored_fraction": 0.5}, {"reward/unscored_fraction": 0.2}
@@ -15,7 +15,11 @@ DONE = StepStats({}, grad_norm=1.0, lr=0.1)
 
 @pytest.fixture
 def watch():
-    return Watch(RunSection(max_unscored_fraction=0.2, unscored_patience=3), OptimSection(max_skipped_steps=2))
+    return Watch(
+        RunSection(max_unscored_fraction=0.2, unscored_patience=3),
+        OptimSection(max_skipped_steps=2),
+        EngineGapSection(),
+    )
 
 
 def test_unscored_steps_in_a_row_stop_the_run_and_say_where_the_reasons_are(watch):
@@ -64,7 +68,11 @@ def test_a_resumed_run_goes_on_counting(watch):
     watch.scores(BAD)
     watch.scores(BAD)
     watch.update(SKIPPED, 1)
-    again = Watch(RunSection(max_unscored_fraction=0.2, unscored_patience=3), OptimSection(max_skipped_steps=2))
+    again = Watch(
+        RunSection(max_unscored_fraction=0.2, unscored_patience=3),
+        OptimSection(max_skipped_steps=2),
+        EngineGapSection(),
+    )
     again.load_state_dict(watch.state_dict())
     with pytest.raises(RunFailed, match="in 3 steps in a row"):
         again.scores(BAD)

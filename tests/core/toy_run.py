@@ -14,6 +14,7 @@ from lightrft_core.evaluation import Evaluator
 from lightrft_core.filtering import Filters
 from lightrft_core.kl_term import KLTerm
 from lightrft_core.objective import Objective
+from lightrft_core.parts import Parts, Plan
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import Shaper, SoloWorld, World
 from lightrft_core.scoring import RewardSet
@@ -39,7 +40,7 @@ from lightrft_core.testing.toys import (
     toy_advantage,
     toy_setup,
 )
-from lightrft_core.trainer import Parts, Plan, Trainer
+from lightrft_core.trainer import Trainer
 
 REWARD = RewardComponent(
     name="toy", target="lightrft_core.testing.toys:ToyReward", summary="The successor.", is_isolated=False

@@ -36,7 +36,7 @@ def read_metrics() -> Callable[[Path], list[dict[str, float]]]:
     def read(run: Path) -> list[dict[str, float]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [
-            {name: value for name, value in line.items() if not name.startswith(("seconds/", "throughput/"))}
+            {name: value for name, value in line.items() if not name.startswith(("seconds/", "memory/", "throughput/"))}
             for line in lines
         ]
 

@@ -72,6 +72,15 @@ def test_a_reference_that_sleeps_is_on_the_cpu_until_it_computes(question):
     assert found["prepare"].weights == 2 * alone["train"].weights
 
 
+def test_optimizer_state_that_rests_is_on_the_gpu_in_training_alone(question):
+    found, alone = phases(question, GPUS, "strategy.optimizer_offload=true"), phases(question, GPUS)
+    for phase in ("generate", "prepare", "sync"):
+        assert found[phase].optimizer == 0
+        assert found[phase].host == alone[phase].optimizer
+    for phase in ("train", "update"):
+        assert found[phase] == alone[phase]
+
+
 def test_a_critic_has_weights_and_an_optimizer_of_its_own(question):
     alone, beside = phases(question, CPU), phases(question, CPU, "advantage=gae")
     assert 1.7 * alone["train"].optimizer < beside["train"].optimizer < 2 * alone["train"].optimizer  # it has no head

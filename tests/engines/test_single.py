@@ -1,6 +1,7 @@
 """The `single` strategy: one update whatever the cut, real skips, exact resume."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,10 +214,45 @@ def test_the_gap_to_the_engine_is_measured(build, batch):
     own = strategy.logprobs(batch).logprobs_BT
     batch.engine_logprobs_BT = torch.where(batch.mask_BT, own + 0.25, 0.0)
     batch.engine_logprobs_BT[0, 0] -= 1.25
-    metrics = strategy.step(batch, OBJECTIVE).metrics
+    gap = strategy.step(batch, OBJECTIVE).gap
     tokens = int(batch.mask_BT.sum())
-    assert metrics["gap/logprob_max_abs"] == (pytest.approx(1.0, abs=1e-4), 1.0)
-    assert metrics["gap/logprob_mean_abs"] == (pytest.approx(0.25 * (tokens - 1) + 1.0, abs=1e-3), tokens)
+    assert gap.tokens == tokens
+    assert gap.abs_max == pytest.approx(1.0, abs=1e-4)
+    assert gap.mean == pytest.approx((0.25 * (tokens - 1) + 1.0) / tokens, abs=1e-5)
+    assert gap.ratio_max == pytest.approx(math.e, abs=1e-3)
+    assert gap.error == pytest.approx((math.exp(0.25) * (tokens - 1) + math.e) / tokens, abs=1e-4)
+    assert gap.quantile(0.5) == pytest.approx(0.25, rel=0.011)
+
+
+def test_tokens_without_a_log_probability_of_the_engine_are_not_measured(build, batch):
+    strategy = build()
+    batch.engine_logprobs_BT = strategy.logprobs(batch).logprobs_BT
+    batch.engine_logprobs_BT[0] = float("nan")
+    assert strategy.step(batch, OBJECTIVE).gap.tokens == int(batch.mask_BT[1:].sum())
+    batch.engine_logprobs_BT[:] = float("nan")
+    assert strategy.step(batch, OBJECTIVE).gap is None
+
+
+def test_a_gap_over_the_limit_leaves_the_update_out(build, batch):
+    strategy = build()
+    batch.engine_logprobs_BT = strategy.logprobs(batch).logprobs_BT - 0.25
+    before = parameters(strategy)
+    stats = strategy.step(batch, replace(OBJECTIVE, max_gap=0.2))
+    assert stats.skipped == "the gap between engine and trainer is 0.25 nats per token"
+    assert distance(parameters(strategy), before) == 0.0
+    assert strategy.step(batch, replace(OBJECTIVE, max_gap=0.3)).skipped is None
+
+
+def test_the_gap_does_not_depend_on_the_cut_nor_on_when_it_is_measured(build, batch):
+    batch.engine_logprobs_BT = build().logprobs(batch).logprobs_BT + torch.linspace(-1, 1, batch.mask_BT.numel()).view(
+        batch.mask_BT.shape
+    )
+    expected = build(max_tokens_per_micro_batch=10_000).step(batch, OBJECTIVE).gap
+    assert build(micro_batch_size=1).step(batch, OBJECTIVE).gap.metrics() == pytest.approx(expected.metrics(), rel=1e-4)
+    strategy = build()
+    assert strategy.gap(batch) is None
+    strategy.fill(batch, frozenset({"old_logprobs"}))
+    assert strategy.gap(batch).metrics() == pytest.approx(expected.metrics(), rel=1e-4)
 
 
 def test_an_entropy_bonus_changes_the_update(build, batch):

@@ -3,11 +3,13 @@
 A run file that needs an ability is refused where the chosen component lacks it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lightrft_core.data import Batch, Tensor
+from lightrft_core.data import Batch, FinishReason, GenerateRequest, Tensor
+from lightrft_core.gap import Gap
 from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Module, Strategy, World
 from lightrft_core.sections import CriticSection
 
@@ -116,6 +118,36 @@ class AveragingStrategy(Strategy, Protocol):
 
 
 @runtime_checkable
+class GaugingStrategy(Strategy, Protocol):
+    """A strategy that measures how far the engine is from it: one whose component provides `gap`.
+
+    Its steps report `StepStats.gap`, of the log-probabilities that they compute anyway, and heed `Objective.max_gap`.
+    """
+
+    def gap(self, batch: Batch) -> Gap | None:
+        """Over the masked tokens of all ranks, from `old_logprobs_BT`; None where these were not filled."""
+
+
+@runtime_checkable
+class RestingStrategy(Protocol):
+    """A strategy whose optimizer state may give its place up while the engine generates."""
+
+    def sleep(self) -> None:
+        """No update comes before `wake`; weights stay where they are, and checkpoints may be taken."""
+
+    def wake(self) -> None:
+        """Be ready for updates."""
+
+
+@runtime_checkable
+class MeteredStrategy(Protocol):
+    """A strategy that knows how much memory its device uses."""
+
+    def peak_bytes(self) -> float | None:
+        """The most since the last call; None where models live in the process's own memory."""
+
+
+@runtime_checkable
 class StagingStrategy(Strategy, Protocol):
     """A strategy that can be saved while it trains on: one whose component provides `background_save`."""
 
@@ -131,4 +163,25 @@ class StagingStrategy(Strategy, Protocol):
 
         What is returned writes the copy as `save` writes the state: it is called once, on every rank, by a second
         thread, and touches no module. With `export` it also writes what `export` writes, into the folder of that name.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More of one completion: new tokens of `place` (request, sibling), with the reason where they are the last."""
+
+    place: tuple[int, int]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason | None = None
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that tells what it writes while it writes; others are asked for whole completions."""
+
+    def stream(self, requests: Sequence[GenerateRequest]) -> Iterator[Sequence[Piece]]:
+        """The completions of `generate`, token for token: after each step what is new, and every end.
+
+        Several may be open and take turns. Closed early, it stops.
         """

@@ -4,7 +4,6 @@ Functions get their config bound; classes are built as `Target(config, setup)`, 
 other: model adapter, tasks, strategy, engine, then everything else.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,28 +11,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from lightrft_core.abilities import GaugingStrategy, RestingStrategy
 from lightrft_core.batch_rule import BatchPlan, check_batch
 from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.data import Batch, Sampling
-from lightrft_core.descriptors import ModelComponent
 from lightrft_core.evaluation import Evaluator
 from lightrft_core.filtering import Filters
+from lightrft_core.frozen import require_trainable
 from lightrft_core.kl_term import KLTerm, kl_term
+from lightrft_core.memory import meter_of
 from lightrft_core.mix_in import before_update, load_examples
-from lightrft_core.model_choice import model_type
 from lightrft_core.objective import Objective
+from lightrft_core.parts import Parts, Plan, Restless, ungauged
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import Corrected, Engine, ModelAdapter, Sampler, Setup, Strategy, Task, World
 from lightrft_core.rundir import RunDir
 from lightrft_core.runfile import Chosen, RunFile
 from lightrft_core.scoring import RewardSet
-from lightrft_core.sections import KLSection, LossSection, ModelSection, SamplerSection
+from lightrft_core.sections import KLSection, LossSection, SamplerSection
 from lightrft_core.selftest import SelfTest
+from lightrft_core.setups import first_setup
 from lightrft_core.stopping import Stopper
 from lightrft_core.store import RolloutStore
-from lightrft_core.trainer import Parts, Plan, Trainer
+from lightrft_core.trainer import Trainer
 
-logger = logging.getLogger(__name__)
 Part = Any  # whatever a plugin's target builds; its protocol is stated where it is used
 
 
@@ -95,6 +96,7 @@ class Rehearsal:
 def rehearse(run_file: RunFile, plugins: Plugins) -> Rehearsal:
     """Build tokenizer, task and rewards; no weights are loaded and nothing is written."""
     plan = check_batch(run_file, 1)
+    require_trainable(run_file)
     builder = Builder(plugins, first_setup(run_file, plugins, Path()))
     builder.setup.model = builder.instance(run_file.model)
     task = builder.instance(run_file.task)
@@ -123,6 +125,8 @@ def build_core(run_file: RunFile, plugins: Plugins, run_dir: RunDir, world_size:
 
     Without `train` the policy is all that is loaded."""
     plan = check_batch(run_file, world_size)
+    if train:
+        require_trainable(run_file)
     builder = Builder(plugins, first_setup(run_file, plugins, run_dir.path))
     setup = builder.setup
     setup.learns, setup.needs = train, needs_of(run_file) if train else frozenset()
@@ -174,6 +178,9 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         checkpoints=Checkpoints(run_dir.checkpoints, run_file.checkpoint.keep, run_file.checkpoint.max_bytes),
         stopper=stopper,
         before_update=before_update(run_file.optim.ptx, core.model, core.strategy, run_file.run.seed),
+        gauge=core.strategy.gap if isinstance(core.strategy, GaugingStrategy) else ungauged,
+        rest=core.strategy if isinstance(core.strategy, RestingStrategy) else Restless(),
+        meter=meter_of(core.strategy),
     )
     plan = Plan(
         run=run_file.run,
@@ -183,6 +190,7 @@ def build_trainer(core: Core, run_file: RunFile, run_dir: RunDir, stopper: Stopp
         num_steps=core.num_steps,
         prompts_per_step=core.setup.sampler.prompts_per_step,
         minibatches=core.batch.num_minibatches,
+        engine_gap=run_file.engine_gap,
     )
     return Trainer(parts, plan)
 
@@ -207,24 +215,29 @@ def build_evaluator(core: Core, run_file: RunFile) -> Evaluator | None:
     """The evaluator, where the run file names an evaluation task."""
     if core.evaluation_task is None:
         return None
-    section, sampler = run_file.evaluation, core.setup.sampler
+    return evaluator_of(run_file, core.setup, core.engine, core.rewards, core.evaluation_task)
+
+
+def evaluator_of(run_file: RunFile, setup: Setup, engine: Engine, rewards: RewardSet, task: Task) -> Evaluator:
+    """The evaluator of a task, over the ranks of the setup."""
+    section, sampler, model = run_file.evaluation, setup.sampler, setup.require_model()
     sampling = Sampling(
         max_new_tokens=section.max_new_tokens or sampler.max_new_tokens,
         temperature=section.temperature,
         top_p=section.top_p,
         stop=sampler.stop,
-        stop_token_ids=core.model.stop_token_ids,
+        stop_token_ids=model.stop_token_ids,
     )
     return Evaluator(
-        task=core.evaluation_task,
-        engine=core.engine,
-        model=core.model,
-        rewards=core.rewards,
+        task=task,
+        engine=engine,
+        model=model,
+        rewards=rewards,
         sampling=sampling,
         num_samples=section.num_samples,
         metric=section.metric,
         seed=run_file.run.seed,
-        world=core.world,
+        world=setup.world,
     )
 
 
@@ -244,34 +257,6 @@ def build_selftest(core: Core, run_file: RunFile) -> SelfTest:
 def uncorrected(batch: Batch, world: World) -> Corrected:
     """No correction: nothing is weighted, nothing is masked."""
     return Corrected()
-
-
-def first_setup(run_file: RunFile, plugins: Plugins, run_dir: Path) -> Setup:
-    """What is known before anything is built."""
-    patches = _patches(run_file, plugins)
-    return Setup(
-        run=run_file.run,
-        optim=run_file.optim,
-        sampler=cast(SamplerSection, run_file.sampler.config),
-        model_section=cast(ModelSection, run_file.model.config),
-        run_dir=run_dir,
-        num_optimizer_steps=1,
-        patches=tuple((patch.name, plugins.target(patch)) for patch in patches),
-        shard_units=tuple(unit for patch in patches for unit in patch.shard_units),
-    )
-
-
-def _patches(run_file: RunFile, plugins: Plugins) -> list[ModelComponent]:
-    """Patches for this model type that the run file does not name off."""
-    kind = model_type(cast(ModelSection, run_file.model.config).path)
-    chosen = []
-    for patch in (offer.descriptor for offer in plugins.offers("patch")):
-        assert isinstance(patch, ModelComponent)
-        fits = "*" in patch.model_types or kind in patch.model_types
-        if fits and patch.name not in run_file.patches_off:
-            logger.info("patch %s applies to this model", patch.name)
-            chosen.append(patch)
-    return chosen
 
 
 def _num_steps(run_file: RunFile, task: Task | None) -> int:

@@ -7,7 +7,10 @@ made; core only slices and passes them. Letters in names: B rows (rollouts), T c
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from lightrft_core.gap import Gap
 
 Tensor: TypeAlias = Any  # a torch.Tensor; core must not import torch, so it cannot be named here
 FinishReason = Literal["stop", "length", "abort"]
@@ -246,6 +249,7 @@ class StepStats:
     """What one optimizer step did. `metrics` are (sum, count) pairs over all ranks; `skipped` says why, if it was.
 
     With `rescaled` it was skipped only because losses were scaled up too far, which is mended: no sign of trouble.
+    `gap` is how far engine and trainer are apart, over all ranks; None where nothing was measured.
     """
 
     metrics: Mapping[str, tuple[float, float]]
@@ -253,16 +257,25 @@ class StepStats:
     lr: float
     skipped: str | None = None
     rescaled: bool = False
+    gap: "Gap | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step of the loop, as trackers and callbacks see it: numbers by name, seconds by phase, some rollouts."""
+    """One step of the loop, as trackers and callbacks see it: numbers by name, some rollouts; by phase seconds, and the
+    most memory in GiB of any rank.
+    """
 
     step: int
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     groups: Sequence[Group] = ()
+    memory: Mapping[str, float] = field(default_factory=dict)
+
+    def by_phase(self) -> dict[str, float]:
+        """Seconds and memory by the names under which they are logged."""
+        seconds = {f"seconds/{phase}": value for phase, value in self.seconds.items()}
+        return seconds | {f"memory/{phase}_gb": value for phase, value in self.memory.items()}
 
 
 def seed_for(run_seed: int, *parts: int | str) -> int:

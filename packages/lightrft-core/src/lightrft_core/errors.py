@@ -62,8 +62,16 @@ class RankLost(RunFailed):
         )
 
 
-class NothingToTrain(RunFailed):
-    """A step was left without any group to train on; the state before it is whole and was saved."""
+class StepRefused(RunFailed):
+    """A step that must not train; it changed no weight, and the state before it is whole and was saved."""
+
+
+class NothingToTrain(StepRefused):
+    """It was left without any group to train on."""
+
+
+class GapTooLarge(StepRefused):
+    """The engine is further from the trainer than the run allows."""
 
 
 class EnvironmentUnfit(LightRFTError):

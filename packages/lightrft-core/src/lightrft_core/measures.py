@@ -35,6 +35,12 @@ def rollout_pairs(groups: Sequence[Group]) -> Pairs:
     return pairs
 
 
+def version_pairs(groups: Sequence[Group], version: int) -> Pairs:
+    """How many syncs ago the weights were served that wrote the rollouts; 0 where these are on-policy."""
+    lags = [float(version - rollout.policy_version) for group in groups for rollout in group.rollouts]
+    return {"gap/version_lag": (sum(lags), float(len(lags)))}
+
+
 def _of_rollout(rollout: Rollout) -> Iterable[tuple[str, tuple[float, float]]]:
     yield "completion/length", (float(len(rollout.token_ids)), 1.0)
     yield "completion/truncated_fraction", (float(rollout.finish_reason == "length"), 1.0)

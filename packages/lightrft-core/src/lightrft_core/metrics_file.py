@@ -15,10 +15,9 @@ from lightrft_core.protocols import Json
 Series = dict[str, list[tuple[int, float]]]
 
 
-def metrics_line(step: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None = None) -> str:
+def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
     """One line of the file, line break included."""
-    timed = {f"seconds/{phase}": value for phase, value in (seconds or {}).items()}
-    numbers = {name: value if math.isfinite(value) else None for name, value in {**metrics, **timed}.items()}
+    numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return json.dumps({"step": step, **numbers}, allow_nan=False) + "\n"
 
 

@@ -59,7 +59,8 @@ class Objective:
     """Loss, KL in the loss and entropy bonus as one scalar.
 
     `zero_without_advantage` promises that a row whose advantages are all 0 has a zero gradient, so that a strategy may
-    leave its forward pass out; such rows still count in the totals.
+    leave its forward pass out; such rows still count in the totals. An update whose mean gap between engine and trainer
+    is more than `max_gap` nats per token is left out and reported as skipped, by strategies that provide `gap`.
     """
 
     loss: LossFunction
@@ -69,6 +70,7 @@ class Objective:
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
     zero_without_advantage: bool = False
+    max_gap: float | None = None
 
     @property
     def needs_entropy(self) -> bool:

@@ -34,7 +34,8 @@ PANELS: Final = (
     Panel("clipped tokens (share)", "train/clip_fraction"),
     Panel("gradient norm", "train/grad_norm"),
     Panel("learning rate", "train/lr"),
-    Panel("engine-trainer gap (nats per token)", "gap/logprob_mean_abs"),
+    Panel("engine-trainer gap (mean, nats per token)", "gap/logprob_mean_abs"),
+    Panel("engine-trainer gap (99th percentile, nats)", "gap/logprob_p99_abs"),
     Panel("tokens per second", "throughput/tokens_per_s"),
 )
 _COLUMNS: Final = 3

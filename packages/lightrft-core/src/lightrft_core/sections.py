@@ -353,6 +353,23 @@ class SelfTestSection(Section):
     """Largest difference of log-probabilities, in nats per token, in fp32; in bf16 30 times as much on average."""
 
 
+class EngineGapSection(Section):
+    """How far the engine's log-probabilities may be from the trainer's, on average over the tokens of a step."""
+
+    warn_above: float | None = Field(default=0.05, gt=0)
+    """Warn when a step's mean gap becomes larger, in nats per token; null never does. The self-test allows 0.001 in
+    fp32 and 0.03 in bf16."""
+    stop_above: float | None = Field(default=None, gt=0)
+    """Stop before a larger gap changes a weight, with the state before that step saved; by default never. At 1 the two
+    disagree about each token by a factor of e."""
+
+    @model_validator(mode="after")
+    def _warns_first(self) -> "EngineGapSection":
+        if self.stop_above is not None and self.warn_above is not None and self.warn_above > self.stop_above:
+            raise ValueError("warn_above is larger than stop_above: the run would stop before it warns")
+        return self
+
+
 class RolloutsSection(Section):
     """The store of everything the model wrote."""
 

@@ -17,6 +17,7 @@ from lightrft_core.descriptors import Algorithm
 from lightrft_core.drawing import sample_groups, sampling_of
 from lightrft_core.errors import ExitCode, LightRFTError, RankLost, RunFailed, StoppedEarly, UserError
 from lightrft_core.failures import noted
+from lightrft_core.phase_report import PhaseReport
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import RunStatus
 from lightrft_core.rank_output import Say, to_terminal
@@ -57,7 +58,8 @@ class Session:
                     if launch.rank() == 0:
                         self._describe(core, checkpoint)
                         curves = Curves(self.run_dir, self.run_file.plots.every)
-                        trainer.parts.callbacks = [*trainer.parts.callbacks, curves]
+                        phases = PhaseReport(trainer.phases, self.say)
+                        trainer.parts.callbacks = [*trainer.parts.callbacks, curves, phases]
                     self._start(core, trainer, checkpoint, resume)
                     trainer.run()
                 return trainer

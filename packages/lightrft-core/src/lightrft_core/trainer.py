@@ -7,97 +7,28 @@ its name. A stop request is honoured between phases: before training begins the 
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from lightrft_core.checkpoints import Checkpoints
-from lightrft_core.data import Batch, Group, Prompt, StepReport, StepStats, Tensor, seed_for
-from lightrft_core.errors import NothingToTrain, RunFailed, StoppedEarly, UserError
-from lightrft_core.filtering import Filters
-from lightrft_core.kl_term import KLTerm
-from lightrft_core.measures import means, rollout_pairs, training_metrics
-from lightrft_core.mix_in import nothing
-from lightrft_core.objective import Objective
-from lightrft_core.phases import Phases
-from lightrft_core.protocols import (
-    Advantages,
-    Callback,
-    Corrected,
-    Engine,
-    Json,
-    ModelAdapter,
-    Sampler,
-    Shaper,
-    Stateful,
-    Strategy,
-    Task,
-    Tracker,
-    World,
-)
+from lightrft_core.data import Batch, Group, Prompt, StepReport, StepStats, seed_for
+from lightrft_core.errors import RunFailed, StepRefused, StoppedEarly, UserError
+from lightrft_core.gap import Gap, merged
+from lightrft_core.measures import add_pairs, means, rollout_pairs, training_metrics, version_pairs
+from lightrft_core.parts import Parts, Plan
+from lightrft_core.phases import GIB, Phases, PhaseTable, largest
+from lightrft_core.protocols import Json, Stateful
 from lightrft_core.saving import Saver
-from lightrft_core.sections import CheckpointSection, EvaluationSection, OptimSection, RunSection
 from lightrft_core.watch import Watch
-
-if TYPE_CHECKING:
-    from lightrft_core.evaluation import Evaluator
-    from lightrft_core.scoring import RewardSet
-    from lightrft_core.stopping import Stopper
-    from lightrft_core.store import RolloutStore
 
 logger = logging.getLogger(__name__)
 
 
-def unnoted(step: int, phase: str) -> None:
-    """Nobody watches which phase of which step begins."""
-
-
 class StepGivenUp(Exception):
     """A stop was requested before this step changed any weight."""
-
-
-@dataclass
-class Parts:
-    """The plain objects a run is made of; `assembly` builds them from a run file."""
-
-    task: Task
-    sampler: Sampler
-    engine: Engine
-    rewards: "RewardSet"
-    filters: Filters
-    shapers: Sequence[Shaper]
-    model: ModelAdapter
-    strategy: Strategy
-    advantage: Callable[[Batch, World], Advantages]
-    objective: Objective
-    kl: KLTerm | None
-    correction: Callable[[Batch, World], Corrected]
-    selectors: Sequence[Callable[[Batch, World], Tensor]]
-    needs: frozenset[str]
-    evaluator: "Evaluator | None"
-    trackers: Sequence[Tracker]
-    callbacks: Sequence[Callback]
-    store: "RolloutStore | None"
-    checkpoints: Checkpoints
-    stopper: "Stopper"
-    before_update: Callable[[], None] = nothing
-    note: Callable[[int, str], None] = unnoted
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long the run goes and how each rollout is cut: arithmetic that was settled before anything started."""
-
-    run: RunSection
-    optim: OptimSection
-    evaluation: EvaluationSection
-    checkpoint: CheckpointSection
-    num_steps: int
-    prompts_per_step: int
-    minibatches: int
 
 
 class Trainer:
@@ -107,12 +38,14 @@ class Trainer:
         self.parts, self.plan, self.world = parts, plan, parts.strategy.world
         self.step_done = 0
         self._saver = Saver(parts.checkpoints, parts.strategy, parts.stopper, plan.checkpoint, self._tell_saved)
-        self._watch = Watch(plan.run, plan.optim)
+        self._watch = Watch(plan.run, plan.optim, plan.engine_gap)
+        self.phases = PhaseTable()
         self.evaluations: dict[int, Mapping[str, float]] = {}
 
     def run(self) -> None:
         """Go to the last step. Raises `StoppedEarly` after a requested stop was saved, `RunFailed` where it cannot."""
         plan = self.plan
+        self.parts.rest.sleep()
         try:
             if self.step_done == 0 and plan.evaluation.at_start and 0 not in self.evaluations:
                 self.evaluate()
@@ -123,10 +56,11 @@ class Trainer:
                 self.save()  # an evaluation that fails must not cost the last steps
                 self.evaluate()
             self.save()
+            self.phases.peaks = largest(*self.world.gather(self.phases.peaks))
         except StepGivenUp:
             self.save()
             raise StoppedEarly(f"stopped after step {self.step_done} ({self._stop_reason()})") from None
-        except NothingToTrain:
+        except StepRefused:
             self.save()
             raise
 
@@ -134,7 +68,7 @@ class Trainer:
         before, start = self.state(), time.monotonic()
         try:
             report = self.step()
-        except (StepGivenUp, NothingToTrain):
+        except (StepGivenUp, StepRefused):
             self._restore(before)
             raise
         self._tell(report)
@@ -153,7 +87,8 @@ class Trainer:
 
     def step(self) -> StepReport:
         """One step, a straight line."""
-        parts, world, clock = self.parts, self.world, Phases(partial(self.parts.note, self.step_done + 1))
+        parts, world = self.parts, self.world
+        clock = Phases(partial(parts.note, self.step_done + 1), parts.meter)
         with clock("generate"):
             groups = self._sample(parts.task.draw(self.plan.prompts_per_step))
         self._stop_point()
@@ -162,23 +97,27 @@ class Trainer:
             groups, metrics = parts.filters.keep(groups, lambda missing, attempt: self._refill(missing, attempt, clock))
             shaped = [shaper.apply(groups, world) for shaper in parts.shapers]
             pairs = rollout_pairs(groups)
+            add_pairs(pairs, version_pairs(groups, self.step_done))
             measured = means(pairs, world)
         self._stop_point()
         with clock("prepare"):
             parts.engine.sleep()
             batch = parts.model.collate(groups)
             parts.strategy.fill(batch, parts.needs)
+            gap = self._gauge(batch)  # before a correction or a selector leaves tokens out
             kl = parts.kl.penalise(batch, world) if parts.kl is not None and not parts.kl.in_loss else {}
             advantages = parts.advantage(batch, world)
             batch.advantages_BT, batch.returns_BT = advantages.advantages_BT, advantages.returns_BT
             corrected = self._correct(batch)
         self._stop_point()
         with clock("train"):
+            parts.rest.wake()
             stats = self._train(batch)
+            parts.rest.sleep()
         with clock("sync"):
             self.step_done += 1
             self.sync()
-        trained = {**training_metrics(stats), **kl}
+        trained = {**training_metrics(stats), **kl, **self._judge(gap or merged(item.gap for item in stats))}
         self._steer_kl(trained, len(batch))
         tokens, _ = pairs.get("completion/length", (0.0, 0.0))  # a rank may be left without groups
         with clock("store"):
@@ -219,12 +158,28 @@ class Trainer:
         for cut in cuts[1:]:
             if cut.old_logprobs_BT is None:
                 parts.strategy.fill(cut, frozenset({"old_logprobs"}))
+            self._gauge(cut)
+        max_gap = self.plan.engine_gap.stop_above if cuts[0].old_logprobs_BT is None else None
         stats = []
         for cut in cuts:
             parts.before_update()
-            stats.append(parts.strategy.step(cut, objective))
+            stats.append(parts.strategy.step(cut, replace(objective, max_gap=max_gap)))
+            if max_gap is not None:  # the first update alone is the first to see how far off the engine is
+                self._watch.limit(stats[-1].gap, self.step_done + 1)
+                max_gap = None
             self._watch.update(stats[-1], self.step_done + 1)
         return stats
+
+    def _gauge(self, batch: Batch) -> Gap | None:
+        """The gap to the engine, where log-probabilities are known before any update. Raises `GapTooLarge`."""
+        gap = self.parts.gauge(batch)
+        self._watch.limit(gap, self.step_done + 1)
+        return gap
+
+    def _judge(self, gap: Gap | None) -> Mapping[str, float]:
+        """The figures of a step's gap; warns where it is large."""
+        self._watch.gap(gap, self.step_done)
+        return {} if gap is None else gap.metrics()
 
     def sync(self) -> None:
         """Serve the trained weights, and prove it: a sampled fingerprint of both sides must be equal."""
@@ -296,12 +251,16 @@ class Trainer:
         return {name: part for name, part in named.items() if isinstance(part, Stateful)}
 
     def _report(self, clock: Phases, tokens: float, groups: list[Group], *metrics: Mapping[str, float]) -> StepReport:
-        merged = {name: value for part in metrics for name, value in part.items()}
+        named = {name: value for part in metrics for name, value in part.items()}
         busy = sum(clock.seconds.values())
-        merged["throughput/tokens_per_s"] = self.world.sum([tokens])[0] / max(busy, 1e-9)
+        ranks = self.world.gather([tokens, clock.peaks, self.phases.peaks])
+        peaks = largest(*(rank[1] for rank in ranks))
+        self.phases.add(clock.seconds, largest(peaks, *(rank[2] for rank in ranks)))
+        named["throughput/tokens_per_s"] = sum(rank[0] for rank in ranks) / max(busy, 1e-9)
         if self.parts.kl is not None:
-            merged["train/kl_coef"] = self.parts.kl.coef
-        return StepReport(step=self.step_done, metrics=merged, seconds=dict(clock.seconds), groups=groups)
+            named["train/kl_coef"] = self.parts.kl.coef
+        memory = {phase: peak / GIB for phase, peak in peaks.items()}
+        return StepReport(self.step_done, named, dict(clock.seconds), groups, memory)
 
     def _tell(self, report: StepReport) -> None:
         with self._phase("tell"):
@@ -329,9 +288,15 @@ class Trainer:
         if is_asked:
             raise StepGivenUp
 
-    def _phase(self, name: str) -> AbstractContextManager[None]:
-        """A part of the run that no step's times count, for the watchdog."""
-        return Phases(partial(self.parts.note, self.step_done))(name)
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """A part of the run that no step's times count, for the watchdog and the table of phases."""
+        clock = Phases(partial(self.parts.note, self.step_done), self.parts.meter)
+        try:
+            with clock(name):
+                yield
+        finally:
+            self.phases.add(clock.seconds, clock.peaks)
 
     def _stop_reason(self) -> str:
         reasons = [reason for reason in self.world.gather(self.parts.stopper.requested) if reason]

@@ -103,7 +103,10 @@ def _report_errors(model: type[Section], error: ValidationError, node: Node, key
             report.add(full, at.origin, "is missing.", f"{_about(owner, path)}{flag}")
         else:
             what, hint = _sentence(details, _about(owner, path))
-            report.add(full, at.origin, what, hint)
+            if at.origin.is_flag and details[0]["type"] == "literal_error":
+                report.flag_without_key(full, at.origin, what, hint)  # another component's option has that choice
+            else:
+                report.add(full, at.origin, what, hint)
 
 
 def _flag_for(key: str, report: Report) -> str:

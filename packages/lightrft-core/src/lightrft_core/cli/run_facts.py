@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _LISTED = ("reward/mean", "accuracy", "eval/accuracy")
-_TIMES = "seconds/"
+_TIMES = ("seconds/", "memory/")
 
 
 def facts_of(run: RunDir) -> dict[str, Json]:
@@ -61,7 +61,7 @@ def summary_of(points: Sequence[tuple[int, float]]) -> dict[str, Json]:
 
 
 def ordered(series: Series) -> Series:
-    """Metrics in the order in which people ask for them; seconds at the end."""
+    """Metrics in the order in which people ask for them; what phases took at the end."""
     known = {name: place for place, (name, _, _) in enumerate(HEALTH)}
     names = sorted(series, key=lambda name: (name.startswith(_TIMES), known.get(name, len(known)), name))
     return {name: series[name] for name in names}

@@ -8,6 +8,7 @@ from lightrft_core.kinds import BY_SECTION, Kind
 from lightrft_core.sections import (
     CheckpointSection,
     CriticSection,
+    EngineGapSection,
     EvaluationSection,
     OptimSection,
     PlotsSection,
@@ -25,6 +26,7 @@ CORE_SECTIONS: Mapping[str, type[Section]] = {
     "evaluation": EvaluationSection,
     "checkpoint": CheckpointSection,
     "selftest": SelfTestSection,
+    "engine_gap": EngineGapSection,
     "rollouts": RolloutsSection,
     "plots": PlotsSection,
 }

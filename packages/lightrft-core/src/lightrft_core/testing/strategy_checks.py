@@ -1,9 +1,10 @@
 """A strategy: steps change the weights, bad gradients change nothing, a saved one goes on as it would have."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from lightrft_core.abilities import StagingStrategy
+from lightrft_core.abilities import GaugingStrategy, StagingStrategy
 from lightrft_core.data import Batch, Group, LossInputs, LossOutput, Rollout, StepStats
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import ModelAdapter, Setup
@@ -154,6 +155,22 @@ def fill_sets_what_is_needed(case: Case) -> None:
     require(gap <= TOLERANCE, f"logprobs() and fill() differ by {gap:.3g}")
 
 
+def the_gap_to_the_engine_is_measured(case: Case) -> None:
+    """By the step, and from filled log-probabilities; an update over the objective's limit is left out."""
+    strategy, batch = build(case), batch_of(setup_of(case))
+    if not isinstance(strategy, GaugingStrategy):
+        raise Skipped("a strategy that measures the gap to the engine (`gap`)")
+    batch.engine_logprobs_BT = strategy.logprobs(batch).logprobs_BT.cpu() - 0.25
+    before = _weights(strategy)
+    stats: StepStats = strategy.step(batch, replace(plain_objective(), max_gap=0.2))
+    require(stats.gap is not None and abs(stats.gap.mean - 0.25) < 1e-3, "a gap of 0.25 is reported as another")
+    require(stats.skipped and _gap(_weights(strategy), before) == 0.0, "a gap over the limit changed weights")
+    require(strategy.gap(batch) is None, "gap() of a batch without old log-probabilities is not None")
+    strategy.fill(batch, frozenset({"old_logprobs"}))
+    found = strategy.gap(batch)
+    require(found is not None and abs(found.mean - 0.25) < 1e-3, "gap() of filled log-probabilities is another")
+
+
 def weights_have_names_once(case: Case) -> None:
     """And two readings agree."""
     strategy = build(case)
@@ -180,5 +197,6 @@ CHECKS: tuple[Check, ...] = (
     a_saved_run_goes_on_exactly,
     a_staged_copy_is_of_its_moment,
     fill_sets_what_is_needed,
+    the_gap_to_the_engine_is_measured,
     weights_have_names_once,
 )

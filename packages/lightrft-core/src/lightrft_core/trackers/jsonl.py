@@ -25,7 +25,7 @@ class JsonlTracker:
 
     def log(self, report: StepReport) -> None:
         """One step's line."""
-        self._append(metrics_line(report.step, report.metrics, report.seconds))
+        self._append(metrics_line(report.step, {**report.metrics, **report.by_phase()}))
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """One evaluation's line."""

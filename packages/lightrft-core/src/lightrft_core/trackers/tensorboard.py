@@ -37,9 +37,9 @@ class TensorboardTracker:
         self._writer = summary.Writer(str(folder))
 
     def log(self, report: StepReport) -> None:
-        """One step's numbers, and its seconds by phase as `seconds/...`."""
-        seconds = {f"seconds/{phase}": value for phase, value in report.seconds.items()}
-        self._write(report.step, {**report.metrics, **seconds})
+        """One step's numbers, and by phase its seconds and memory as `seconds/...` and `memory/..._gb`."""
+        phases = report.by_phase()
+        self._write(report.step, {**report.metrics, **phases})
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """One evaluation's numbers."""

@@ -73,9 +73,9 @@ class WandbTracker:
         )
 
     def log(self, report: StepReport) -> None:
-        """One step's numbers, and its seconds by phase as `seconds/...`."""
-        seconds = {f"seconds/{phase}": value for phase, value in report.seconds.items()}
-        self._send(report.step, {**report.metrics, **seconds})
+        """One step's numbers, and by phase its seconds and memory as `seconds/...` and `memory/..._gb`."""
+        phases = report.by_phase()
+        self._send(report.step, {**report.metrics, **phases})
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """One evaluation's numbers."""

@@ -107,6 +107,7 @@ def _changes(before: Estimate) -> Iterator[Change]:
 def _for_gpus(target: Target) -> Iterator[Change]:
     yield Change(("engine.sleep=true",), "the engine gives its memory back and takes it again in each step", target)
     yield Change(("strategy.adam_offload=true",), "a slower update, on the CPU", target)
+    yield Change(("strategy.optimizer_offload=true",), "optimizer state travels in each step", target)
     yield Change(("strategy.cpu_offload=true",), "much slower, CPU memory instead", target)
     yield Change(("strategy.reference_offload=true",), "the reference travels in each step", target)
     yield Change(("strategy.activation_offload=true",), "slower passes, CPU memory instead", target)

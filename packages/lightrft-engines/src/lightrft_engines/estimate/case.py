@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from lightrft_core.abilities import SequenceAdapter
-from lightrft_core.assembly import Builder, first_setup, needs_of
+from lightrft_core.assembly import Builder, needs_of
 from lightrft_core.batch_rule import BatchPlan, check_batch
 from lightrft_core.data import Prompt
 from lightrft_core.errors import UserError
@@ -15,6 +15,7 @@ from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import ModelAdapter, Setup, Task
 from lightrft_core.runfile import RunFile
 from lightrft_core.sections import SamplerSection
+from lightrft_core.setups import first_setup
 
 from lightrft_engines.estimate.target import Target
 from lightrft_engines.estimate.work import Rows

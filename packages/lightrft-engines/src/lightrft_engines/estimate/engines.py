@@ -8,10 +8,11 @@ from lightrft_engines.embedded_config import EmbeddedConfig
 from lightrft_engines.estimate.census import Census
 from lightrft_engines.estimate.memory import Memory
 from lightrft_engines.estimate.target import Target
-from lightrft_engines.vllm_engine.config import VllmConfig
+from lightrft_engines.serving.options import ServedConfig
 
-COLOCATED = 0.4  # of a GPU's memory that vLLM takes by default, and GiB for keys and values on a CPU
+COLOCATED = 0.4  # of a GPU's memory that such an engine takes by default, and GiB for keys and values on a CPU
 CPU_CACHE = 1.0
+SCALE = 4  # bytes of a row's scale
 GIB, MIB = 1 << 30, 1 << 20
 NOTHING = Memory()
 
@@ -31,17 +32,25 @@ def engine_of(config: Section, plain: Census, element: int, target: Target, *, i
     weights = plain.count() * element
     match config:
         case EmbeddedConfig():
-            own = Memory(engine=0 if in_place else weights)
+            own = Memory(engine=_embedded(config, plain, element, in_place=in_place))
             return Engine(own, own, own)
-        case VllmConfig(mode="colocated"):
+        case ServedConfig(mode="colocated"):
             return _colocated(config, weights, target)
-        case VllmConfig():
+        case ServedConfig():
             buckets = Memory(gathered=config.bucket_mb * MIB)
             return Engine(sync=buckets, note="the server's memory is not counted: it is on devices of its own.")
     return Engine(note="the engine's memory is not counted: add what it is told to take.")
 
 
-def _colocated(config: VllmConfig, weights: int, target: Target) -> Engine:
+def _embedded(config: EmbeddedConfig, plain: Census, element: int, *, in_place: bool) -> int:
+    """A copy where it cannot have the policy; rounded layers are one in any case, a byte an entry and a scale a row."""
+    matrices = [weight for weight in plain.weights if weight.group == "blocks" and len(weight.shape) == 2]
+    num = sum(weight.num for weight in matrices) if config.quantization is not None else 0
+    scales = sum(weight.shape[0] for weight in matrices) if num else 0
+    return num + SCALE * scales + (0 if in_place else (plain.count() - num) * element)
+
+
+def _colocated(config: ServedConfig, weights: int, target: Target) -> Engine:
     """Its share of the GPU, or weights and what is set apart for keys and values."""
     own = weights // config.tensor_parallel // (2 if config.quantization == "fp8" else 1)
     cache_gb = config.kv_cache_gb or (None if target.is_gpu else CPU_CACHE)

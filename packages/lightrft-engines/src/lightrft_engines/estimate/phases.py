@@ -1,7 +1,7 @@
 """The memory of one rank in each phase of a step: roles at rest, and the worst moment of what the phase computes."""
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightrft_core.data import Sampling
 
@@ -15,6 +15,7 @@ from lightrft_engines.estimate.memory import Memory, worst
 from lightrft_engines.estimate.strategies import holdings_of
 from lightrft_engines.estimate.tracer import Tracer, Training
 from lightrft_engines.estimate.work import Rows
+from lightrft_engines.training.config import PlacedConfig
 
 Known = dict[Hashable, object]
 
@@ -63,12 +64,12 @@ class _Estimator:
     def estimate(self) -> Estimate:
         """All phases."""
         rest, engine = self._rest(), self._engine
-        asleep = rest + engine.asleep
-        phases = {name: rest + engine.awake + moment for name, moment in self._decoding()}
-        phases["prepare"] = asleep + worst(self._prepare())
+        calm, asleep = self._without_state(rest), rest + engine.asleep
+        phases = {name: calm + engine.awake + moment for name, moment in self._decoding()}
+        phases["prepare"] = calm + engine.asleep + worst(self._prepare())
         phases["train"] = asleep + worst(self._train())
         phases["update"] = asleep + self._update()
-        phases["sync"] = rest + engine.sync + self._sync()
+        phases["sync"] = calm + engine.sync + self._sync()
         training = self._tracer.training(self._modules.policy)
         return Estimate(self._case, self._policy, training, phases, engine.note)
 
@@ -84,6 +85,13 @@ class _Estimator:
         if config.ema:
             rest += Memory(weights=FULL * holdings.learned(self._policy))
         return rest
+
+    def _without_state(self, rest: Memory) -> Memory:
+        """Between updates, where optimizer state is on the CPU then."""
+        config = self._case.config
+        if not (isinstance(config, PlacedConfig) and config.optimizer_offload):
+            return rest
+        return replace(rest, optimizer=0, host=rest.host + rest.optimizer)
 
     def _decoding(self) -> Iterator[tuple[str, Memory]]:
         """Held-out prompts and those that train; what an engine of another kind computes is in its own share."""

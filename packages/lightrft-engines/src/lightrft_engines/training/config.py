@@ -62,11 +62,26 @@ class TrainingConfig(Section):
         return found
 
 
-class SingleConfig(TrainingConfig):
+class PlacedConfig(TrainingConfig):
+    """Of the strategies whose optimizer is this package's own."""
+
+    optimizer_offload: bool = False
+    """Keep optimizer state in the CPU's memory while the engine generates, and update on the GPU: room for an engine on
+    the same GPU, and two transfers of it in each step. For GPUs."""
+
+    def idle(self) -> Mapping[str, Idle]:
+        """Options that do nothing beside the others."""
+        found = dict(super().idle())
+        if self.adam_offload:
+            found["optimizer_offload"] = Idle("adam_offload", "strategy.adam_offload keeps it on the CPU always.")
+        return found
+
+
+class SingleConfig(PlacedConfig):
     """One whole model per rank, AdamW, gradients summed over micro-batches and ranks."""
 
 
-class DDPConfig(TrainingConfig):
+class DDPConfig(PlacedConfig):
     """One whole model per rank under torch's DistributedDataParallel."""
 
 
@@ -105,7 +120,7 @@ class DeepSpeedConfig(TrainingConfig):
         return self
 
 
-class Fsdp2Config(TrainingConfig):
+class Fsdp2Config(PlacedConfig):
     """Parameters, gradients and optimizer state sharded over the ranks by torch's `fully_shard`."""
 
     shard_size: int | None = Field(default=None, ge=1)
@@ -129,7 +144,8 @@ class Fsdp2Config(TrainingConfig):
         """Options that do nothing beside the others."""
         found = dict(super().idle())
         if self.cpu_offload:
-            found["adam_offload"] = Idle("cpu_offload", "strategy.cpu_offload keeps all of it on the CPU already.")
+            idle = Idle("cpu_offload", "strategy.cpu_offload keeps all of it on the CPU already.")
+            found |= {"adam_offload": idle, "optimizer_offload": idle}
         return found
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from lightrft_core.sections import LearningSection
 from torch import Tensor
 
 from lightrft_engines.extras import load_extra
+from lightrft_engines.training.resting import Shelves
 from lightrft_engines.training.rules import Named, decay_groups, set_rate
 
 BLOCK = 256
@@ -41,13 +42,17 @@ class EightBitAdamW:
         found: dict[str, Tensor] = {}
         for name, master in self._masters.items():
             state = self._adamw.state.get(master, {})
-            rows = Rows(len(master), master.shape[1:].numel(), master.device)
+            rows = Rows(len(master), master.shape[1:].numel(), state["absmax1"].device if state else master.device)
             found[f"place.{name}"] = rows.place_R1
             for moment, number in PARTS.items():
                 codes = state.get(f"state{number}", torch.zeros_like(master, dtype=torch.uint8, requires_grad=False))
                 scales_N = state.get(f"absmax{number}", torch.zeros(rows.num_blocks, device=master.device))
                 found[f"{moment}_codes.{name}"], found[f"{moment}_scales.{name}"] = codes, rows.spread(scales_N)
         return found
+
+    def shelves(self) -> Shelves:
+        """Codes and scales of each parameter, once there was a step."""
+        return {name: self._adamw.state[master] for name, master in self._masters.items()}
 
     def load(self, state: Named, num_steps: int) -> None:
         """Take them back."""

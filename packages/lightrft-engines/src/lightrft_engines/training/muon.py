@@ -10,6 +10,7 @@ import torch
 from lightrft_core.sections import LearningSection, MuonSection
 from torch import Tensor
 
+from lightrft_engines.training.resting import Shelves
 from lightrft_engines.training.rules import Named, Spread
 
 KIND = "momentum_buffer"
@@ -38,6 +39,10 @@ class Muon:
     def state(self) -> dict[str, Tensor]:
         """The averages."""
         return {f"{KIND}.{name}": average for name, average in self._averages.items()}
+
+    def shelves(self) -> Shelves:
+        """All averages."""
+        return {KIND: self._averages}
 
     def load(self, state: Named, num_steps: int) -> None:
         """Take them back."""

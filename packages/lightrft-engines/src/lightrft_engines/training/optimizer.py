@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightrft_engines.training.eight_bit import EightBitAdamW
 from lightrft_engines.training.muon import Muon
+from lightrft_engines.training.resting import Resting, Shelves, own_masters
 from lightrft_engines.training.rules import AdamW, Named, Rule, Spread
 
 SMALLEST = 4096  # entries of a tensor for whose moments 8 bits are worth their scales
@@ -43,6 +44,15 @@ class Optimizer:
             master.grad = None
             if parameter is not master:
                 parameter.data.copy_(master)
+
+    def resting(self, away: torch.device) -> Resting:
+        """What may leave the model's device between updates: what rules keep, and masters of their own."""
+        home = self._parameters[0].device
+
+        def shelves() -> Shelves:
+            return {name: shelf for rule in self._rules for name, shelf in rule.shelves().items()}
+
+        return Resting(shelves, own_masters(self.names, self.masters, self._parameters), home, away)
 
     def weights(self) -> dict[str, Tensor]:
         """The trained parameters in full precision."""

@@ -75,6 +75,12 @@ class Role(Protocol):
     def filed(self, name: str, own: Tensor) -> Filed:
         """See `placed.Frozen.filed`."""
 
+    def sleep(self) -> None:
+        """Let what only updates need rest, where that was asked for. Checkpoints may be taken all the same."""
+
+    def wake(self) -> None:
+        """Be ready for updates."""
+
     def folders(self) -> dict[str, Iterator[tuple[str, Filed]]]:
         """What a checkpoint holds of it, folder by folder: this rank's part of weights and optimizer state, by name."""
 
@@ -89,12 +95,13 @@ class Role(Protocol):
 class Memory:
     """How activations are kept from forward to backward pass, and where masters and optimizer state live.
 
-    By default these are with the module.
+    By default these are with the module. Where `rests_on` is given, state and masters lie there between updates.
     """
 
     checkpointing: bool
     activation_offload: bool
     masters_on: torch.device | None = None
+    rests_on: torch.device | None = None
 
 
 class TrainedRole:
@@ -126,6 +133,7 @@ class TrainedRole:
         rules = rules_for(section, placed, dict(zip(names, masters, strict=True)))
         self._optimizer = Optimizer(names, [own[name] for name in names], masters, rules, section.max_grad_norm)
         self._gradients = placed.gradients(names, masters)
+        self._resting = None if memory.rests_on is None else self._optimizer.resting(memory.rests_on)
 
     @property
     def module(self) -> nn.Module:
@@ -168,6 +176,16 @@ class TrainedRole:
         """Free the gradients, applied or not."""
         self._gradients.end()
 
+    def sleep(self) -> None:
+        """See `Role.sleep`."""
+        if self._resting is not None:
+            self._resting.sleep()
+
+    def wake(self) -> None:
+        """Be ready for updates."""
+        if self._resting is not None:
+            self._resting.wake()
+
     def served(self) -> Iterator[tuple[str, Tensor]]:
         """Whole parameters in what the module computes in, one at a time."""
         return served(self.placed)
@@ -206,6 +224,7 @@ class TrainedRole:
 
     def load(self, folder: Path, steps_done: int, *, learns: bool = True) -> None:
         """Go on from there, exactly."""
+        self.wake()
         self.steps_done = steps_done
         weights = read_folder(folder / WEIGHTS, dict(self._weights()))
         if not self._is_lora:

@@ -7,6 +7,8 @@ import torch
 from lightrft_core.sections import LearningSection
 from torch import Tensor, nn
 
+from lightrft_engines.training.resting import Shelves
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Named = Mapping[str, Tensor]
 
@@ -22,6 +24,9 @@ class Rule(Protocol):
 
     def load(self, state: Named, num_steps: int) -> None:
         """Go on from there, after `num_steps` steps."""
+
+    def shelves(self) -> Shelves:
+        """Where its tensors lie now, to be changed: for each parameter by name, or for all of them."""
 
 
 class Spread(Protocol):
@@ -60,6 +65,10 @@ class AdamW:
             for moment in MOMENTS:
                 found[f"{moment}.{name}"] = state.get(moment, torch.zeros_like(master, requires_grad=False))
         return found
+
+    def shelves(self) -> Shelves:
+        """Both moments of each parameter, once there was a step."""
+        return {name: self._adamw.state[master] for name, master in self._masters.items()}
 
     def load(self, state: Named, num_steps: int) -> None:
         """Take the moments back."""

@@ -7,7 +7,7 @@ from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup, World
 from lightrft_core.sections import LearningSection
 
-from lightrft_engines.training.config import DDPConfig, SingleConfig, TrainingConfig
+from lightrft_engines.training.config import DDPConfig, PlacedConfig, SingleConfig, TrainingConfig
 from lightrft_engines.training.placed import Placed, Placement, Replicas, Source
 from lightrft_engines.training.placement import choose_device, choose_dtype
 from lightrft_engines.training.roles import Memory, Role, TrainedRole
@@ -65,11 +65,16 @@ class PlacedBackend:
     reference_offload: bool
 
     @classmethod
-    def of(cls, config: TrainingConfig, place: Place, placement: Placement) -> "PlacedBackend":
+    def of(cls, config: PlacedConfig, place: Place, placement: Placement) -> "PlacedBackend":
         """For a started strategy."""
-        refuse_idle(config, place.device, "adam_offload")
-        masters_on = torch.device("cpu") if config.adam_offload else None
-        memory = Memory(config.checkpointing, config.activation_offload, masters_on)
+        refuse_idle(config, place.device, "adam_offload", "optimizer_offload")
+        cpu = torch.device("cpu")
+        memory = Memory(
+            config.checkpointing,
+            config.activation_offload,
+            masters_on=cpu if config.adam_offload else None,
+            rests_on=cpu if config.optimizer_offload else None,
+        )
         return cls(place.world, place.device, place.dtype, placement, memory, config.reference_offload)
 
     @property

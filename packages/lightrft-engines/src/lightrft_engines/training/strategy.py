@@ -14,8 +14,9 @@ from typing import Protocol, cast
 import torch
 import torch.distributed as dist
 from lightrft_core.abilities import LoraAdapter, SequenceAdapter, SkeletonAdapter, ValueAdapter
-from lightrft_core.data import Batch, LossInputs, StepStats, seed_for
+from lightrft_core.data import Batch, StepStats, seed_for
 from lightrft_core.errors import UserError
+from lightrft_core.gap import Gap
 from lightrft_core.objective import Objective, Totals, local_totals
 from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Setup, World
 from lightrft_core.sections import LearningSection
@@ -23,14 +24,16 @@ from torch import Tensor, nn
 
 from lightrft_engines.fingerprint import fingerprint, spread_names
 from lightrft_engines.sequence import SequenceRanks
+from lightrft_engines.training.actor import Actor
 from lightrft_engines.training.adapters import AdapterReference, Lora, lora_source
 from lightrft_engines.training.average import Average
 from lightrft_engines.training.config import TrainingConfig
 from lightrft_engines.training.critic import Critic
 from lightrft_engines.training.exchange import Exchange
 from lightrft_engines.training.exports import Exports, exporter
+from lightrft_engines.training.gapsums import GapSums
 from lightrft_engines.training.kept import Holder, Kept
-from lightrft_engines.training.passes import Passes, on_device, required, spare_row, trained_rows
+from lightrft_engines.training.passes import Passes, trained_rows
 from lightrft_engines.training.placed import Frozen, Source
 from lightrft_engines.training.placement import cast_parameters
 from lightrft_engines.training.reference import Reference
@@ -88,10 +91,10 @@ class TorchStrategy:
         self._policy = backend.trained(source or source_of(self._adapter, "policy"), optim, num_steps - frozen)
         self._lora = None if source is None else Lora(self._policy, cast(LoraAdapter, self._adapter), backend.dtype)
         self._passes.prepare(self._policy)
+        self._actor = Actor(self._policy, self._passes, self._exchange, backend.world, backend.device)
         self._reference = self._build_reference() if "ref_logprobs" in setup.needs else None
         self._average = Average(self._policy, config.ema_beta) if config.ema else None
         self.critic, self._frozen_updates = self._build_critic(setup), frozen
-        self._examples: Examples | None = None
         self._exports_critic = setup.critic is not None and setup.critic.export
 
     @property
@@ -161,25 +164,54 @@ class TorchStrategy:
         sums = StepSums(totals)
         norms: dict[Role, float] = {}
         if not is_frozen:
-            norms[self._policy] = self._policy_gradient(minibatch, objective, totals, sums)
+            norms[self._policy] = self._actor.gradient(minibatch, objective, totals, sums)
         if self.critic is not None:
             norms[self.critic.role] = self.critic.gradient(minibatch, totals, sums, self.world)
         lr = 0.0 if is_frozen else self._policy.rate
-        self._examples = None
+        self._actor.examples = None
         unsound = {role: norm for role, norm in norms.items() if not math.isfinite(norm)}  # one entry makes it so
+        gap = sums.gap.over_ranks(self.world)
+        skipped = f"the gradient norm is {next(iter(unsound.values()))}" if unsound else _too_wide(gap, objective)
         for role, norm in norms.items():
-            if not unsound:
+            if skipped is None:
                 role.apply(norm)
             role.forget()
-        if self._average is not None and not is_frozen and not unsound:
+        if self._average is not None and not is_frozen and skipped is None:
             self._average.follow()
         return StepStats(
             metrics=sums.over_ranks(self.world),
             grad_norm=norms.get(self._policy, 0.0),
             lr=lr,
-            skipped=f"the gradient norm is {next(iter(unsound.values()))}" if unsound else None,
+            skipped=skipped,
             rescaled=bool(unsound) and all(role.scale is not None and role.scale.was_lowered for role in unsound),
+            gap=gap,
         )
+
+    def gap(self, batch: Batch) -> Gap | None:
+        """See `abilities.GaugingStrategy`."""
+        if batch.old_logprobs_BT is None:
+            return None
+        sums = GapSums()
+        sums.add(batch.engine_logprobs_BT, batch.old_logprobs_BT, batch.mask_BT)
+        return sums.over_ranks(self.world)
+
+    def sleep(self) -> None:
+        """See `abilities.RestingStrategy`."""
+        for role in self._roles.values():
+            role.sleep()
+
+    def wake(self) -> None:
+        """Be ready for updates."""
+        for role in self._roles.values():
+            role.wake()
+
+    def peak_bytes(self) -> float | None:
+        """Of torch's allocator on a GPU; what engines take beside it is not counted."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return float(peak)
 
     def refresh_reference(self) -> None:
         """Make the policy as it is now the reference."""
@@ -187,7 +219,7 @@ class TorchStrategy:
 
     def mix_in(self, examples: Batch, coef: float) -> None:
         """The next step learns these examples too."""
-        self._examples = Examples(examples, coef)
+        self._actor.examples = Examples(examples, coef)
 
     def take_average(self) -> None:
         """Make the average of the weights the policy; `UserError` where none is kept."""
@@ -244,12 +276,15 @@ class TorchStrategy:
         if isinstance(self.world, TorchWorld):
             self.world.close()
 
+    @property
+    def _roles(self) -> dict[str, Role]:
+        return {"policy": self._policy} | ({} if self.critic is None else {"critic": self.critic.role})
+
     def _kept(self) -> Kept:
-        roles = {"policy": self._policy} | ({} if self.critic is None else {"critic": self.critic.role})
         base = None if self._lora is None else self._lora.base
         others: tuple[Holder | None, ...] = (base, self._reference, self._average)
         holders = [holder for holder in others if holder is not None]
-        return Kept(roles, holders, self.world, self.device, self._backend.dtype)
+        return Kept(self._roles, holders, self.world, self.device, self._backend.dtype)
 
     def _exporter(self, *, copied: bool) -> Callable[[Path], None]:
         """What writes the export on rank 0; all ranks call it together."""
@@ -298,48 +333,12 @@ class TorchStrategy:
         tokens, sequences = self.world.sum([own.tokens, own.sequences])
         return Totals(tokens, sequences)
 
-    def _policy_gradient(self, minibatch: Batch, objective: Objective, totals: Totals, sums: StepSums) -> float:
-        """Gather it over all ranks; returns its norm and adds the step's metrics."""
-        trained = trained_rows(minibatch)
-        rows = _with_gradient(minibatch, trained, objective)
-        sums.add_zero_rows(minibatch, set(trained) - set(rows))
-        share = self._exchange.share(minibatch, rows)
-        counted = sums if share.is_lead else None
-        parts = self._passes.parts(self._policy.module, share.batch)
-        losses: list[Callable[[], Tensor]] = [partial(self._loss, part, objective, totals, counted) for part in parts]
-        if self._examples is not None:
-            losses += self._examples.losses(self._policy, self._passes, self._exchange, sums, self.world)
-        losses += [self._spare_loss] * (self._passes.num_passes(len(losses)) - len(losses))
-        norm = self._policy.gather(losses)
-        if self._policy.scale is not None:
-            sums.add({"loss_scale": (self._policy.scale.used, 1.0)})
-        return norm
 
-    def _loss(self, part: Batch, objective: Objective, totals: Totals, sums: StepSums | None) -> Tensor:
-        found = self._passes.forward(self._policy, part, layout=self._passes.layout, entropy=True)
-        part = on_device(part, self.device)
-        own_BT = found.logprobs_BT.detach()
-        old_BT = own_BT if part.old_logprobs_BT is None else part.old_logprobs_BT
-        entropy_BT = found.entropy_BT
-        if entropy_BT is not None and not objective.needs_entropy:
-            entropy_BT = entropy_BT.detach()
-        inputs = LossInputs(
-            logprobs_BT=found.logprobs_BT,
-            old_logprobs_BT=old_BT,
-            advantages_BT=required(part.advantages_BT, "advantages_BT"),
-            mask_BT=part.mask_BT,
-            ref_logprobs_BT=part.ref_logprobs_BT,
-            entropy_BT=entropy_BT,
-        )
-        share, metrics = objective.share(inputs, totals, part.weights_BT)
-        if sums is not None:
-            sums.add(metrics)
-            sums.add_gap(part.engine_logprobs_BT, old_BT, part.mask_BT)
-        return cast(Tensor, share)
-
-    def _spare_loss(self) -> Tensor:
-        found = self._passes.forward(self._policy, spare_row(), layout=self._passes.layout)
-        return cast(Tensor, found.logprobs_BT.sum() * 0.0)
+def _too_wide(gap: Gap | None, objective: Objective) -> str | None:
+    """Why the update is left out, where the engine is too far off."""
+    if gap is None or objective.max_gap is None or gap.mean <= objective.max_gap:
+        return None
+    return f"the gap between engine and trainer is {gap.mean:.3g} nats per token"
 
 
 def source_of(adapter: ModelAdapter, role: str) -> Source:
@@ -383,12 +382,3 @@ def _frozen_updates(setup: Setup) -> int:
             hint="Set it lower.",
         )
     return frozen * setup.num_optimizer_steps // num_rollout_steps
-
-
-def _with_gradient(batch: Batch, rows: list[int], objective: Objective) -> list[int]:
-    """Leave out rows whose gradient is promised to be zero."""
-    is_alone = objective.kl is None and not objective.needs_entropy
-    if not (objective.zero_without_advantage and is_alone) or batch.advantages_BT is None:
-        return rows
-    has_advantage = ((batch.advantages_BT != 0) & batch.mask_BT).any(-1).tolist()
-    return [row for row in rows if has_advantage[row]]

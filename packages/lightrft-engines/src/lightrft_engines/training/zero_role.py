@@ -106,6 +106,12 @@ class ZeroRole:
         """Free the gradients, applied or not."""
         self._partition.clear()
 
+    def sleep(self) -> None:
+        """DeepSpeed keeps it where it is."""
+
+    def wake(self) -> None:
+        """It is there."""
+
     def served(self) -> Iterator[tuple[str, Tensor]]:
         """Whole parameters in what the module computes in, one at a time."""
         for name in self.names():
