@@ -1,6 +1,11 @@
 """Rollouts: our decoder against `model.generate`, same weights and prompts, groups of 8, one random 4M-parameter Qwen2.
 
     .venv/bin/python benchmarks/rollout.py --json rollout.json
+    .venv/bin/python benchmarks/rollout.py --scenario "" --floor 1,16,64,256      # steps against their arithmetic floor
+    .venv/bin/python benchmarks/rollout.py --scenario "" --anchors vllm,llama     # other engines on this CPU
+
+The floor is explained in decode_floor.py; vLLM needs the environment of scripts/engine_environment.sh, llama.cpp comes
+from the package index for the run (rollout_llama.py).
 
 Repeats alternate between the two, so that a busy machine disturbs both alike; figures are medians. CPU seconds are of
 all threads. Peak memory is that of a process of its own that does nothing else.
@@ -18,12 +23,13 @@ from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin distort CPU seconds; read when torch is loaded
 
+import decode_floor
 import torch
 import typer
 from lightrft_core.data import GenerateRequest, Sampling
 from lightrft_engines.attention import register_attention
 from lightrft_engines.decode.decoder import Decoder
-from tiny_models import EOS, PAD, tiny_qwen2
+from tiny_models import EOS, PAD, SMALL, tiny_qwen2
 from transformers import Qwen2ForCausalLM
 
 GROUP = 8
@@ -44,6 +50,12 @@ SCENARIOS = {
     "b": Scenario("128-token prompts, geometric lengths (mean 64, at most 256)", 128, 64, 256),
 }
 ENGINES = ("generate", "embedded")
+HERE = Path(__file__).parent
+LLAMA = ("uv", "run", "--no-sync", "--with", "cyllama==0.2.18", "--with", "gguf==0.19.0")
+ANCHORS = {
+    "vllm": (HERE.parent / ".venv-vllm/bin/python", HERE / "rollout_vllm.py"),
+    "llama": (*LLAMA, HERE / "rollout_llama.py"),
+}
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,8 @@ def main(
     threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1,2",
     groups: Annotated[int, typer.Option(help="Prompts; each gets 8 completions.")] = 8,
     repeats: Annotated[int, typer.Option(help="Measured repeats after one to warm up.")] = 5,
+    floor: Annotated[str, typer.Option(help="Numbers of rows whose decode step is set against its floor.")] = "",
+    anchors: Annotated[str, typer.Option(help="Other engines to compare with: vllm, llama, with commas.")] = "",
     only: Annotated[str | None, typer.Option(help="Run this engine once and print its memory.")] = None,
 ) -> None:
     """Compare the embedded decoder with transformers' generate."""
@@ -186,11 +200,20 @@ def main(
         run_alone(only, scenario, groups)
         return
     rows = [row for count in counts for name in scenario for row in compare(name, groups, count, repeats)]
-    show(rows)
+    if rows:
+        show(rows)
+    steps = decode_floor.measured(SMALL, floor, ["fp32"], 32) if floor else []
+    if steps:
+        decode_floor.show(steps)
+    for anchor in anchors.split(",") if anchors else ():
+        command = [*ANCHORS[anchor], "--repeats", str(repeats)]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if json_file:
         settings = {"groups": groups, "group_size": GROUP, "repeats": repeats, "torch": torch.__version__}
         scenarios = {name: asdict(SCENARIOS[name]) for name in scenario}
-        json_file.write_text(json.dumps({"settings": settings, "scenarios": scenarios, "rows": rows}, indent=1))
+        json_file.write_text(
+            json.dumps({"settings": settings, "scenarios": scenarios, "rows": rows, "steps": steps}, indent=1)
+        )
 
 
 if __name__ == "__main__":

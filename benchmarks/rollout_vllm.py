@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 .venv-vllm/bin/python benchmarks/rollout_vllm.py --json vllm.json
 
-`scripts/vllm_cpu_environment.sh` makes that environment. vLLM runs in this process, as the colocated engine does: a
+`scripts/engine_environment.sh vllm` makes that environment. vLLM runs in this process, as the colocated engine does: a
 request and a seed per sibling. Repeats alternate.
 """
 

@@ -21,7 +21,7 @@ def run(script, *words):
     )
 
 
-@pytest.mark.parametrize("script", ["rollout.py", "step.py", "learning.py", "train.py", "head.py"])
+@pytest.mark.parametrize("script", ["rollout.py", "decode_floor.py", "step.py", "learning.py", "train.py", "head.py"])
 def test_it_explains_its_options(script):
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
@@ -39,12 +39,24 @@ def test_rollouts_are_measured_against_generate(tmp_path):
 
 
 @pytest.mark.slow
+def test_decode_steps_are_measured_against_their_floor(tmp_path):
+    out = tmp_path / "rollout.json"
+    done = run("rollout.py", "--scenario", "", "--floor", "2,16", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["steps"]
+    assert [(row["batch"], row["prompt"]) for row in rows] == [(2, 16), (2, 128), (16, 16), (16, 128)]
+    for row in rows:
+        assert row["fp32/floor"] == pytest.approx(row["fp32_ms"] / row["floor_ms"])
+        assert 1 < row["fp32/floor"] < 4
+
+
+@pytest.mark.slow
 def test_the_fused_head_is_measured_against_the_naive_one(tmp_path):
     out = tmp_path / "head.json"
-    words = ("--tokens", "512", "--vocabulary", "40000", "--widths", "16", "--numbers", "fp32", "--entropy")
+    words = ("--tokens", "512", "--vocabulary", "40000", "--widths", "16", "--numbers", "fp32", "--entropy", "trained")
     done = run("head.py", *words, "--threads", "1", "--repeats", "1", "--json", str(out))
     assert done.returncode == 0, done.stderr
-    assert "| fp32 | 16 | yes | 1 |" in done.stdout
+    assert "| fp32 | 16 | trained | 1 |" in done.stdout
     (row,) = json.loads(out.read_text())["rows"]
     assert row["naive_wall_s"] > 0
     assert row["fused_mb"] < 0.3 * row["naive_mb"]

@@ -329,3 +329,20 @@ def test_bfloat16_models_report_logprobs_in_full_precision(kit):
     for ids, (completion,) in zip(texts, decoder.generate(requests(texts, Sampling(12))), strict=True):
         expected = plain_logprobs(model, ids, completion)
         assert (torch.tensor(completion.logprobs) - expected).abs().mean() < 0.1
+
+
+def test_bfloat16_greedy_completions_equal_transformers_but_for_ties(kit):
+    model = kit.model("qwen2", dtype=torch.bfloat16)
+    texts = prompts([1, 3, 12, 12, 5, 20, 7, 9])
+    completions = flat(Decoder(model).generate(requests(texts, Sampling(24, temperature=0))))
+    num_same = 0
+    for ids, completion in zip(texts, completions, strict=True):
+        expected, written = greedy(model, ids, 24), completion.token_ids
+        fork = next((place for place in range(24) if expected[place] != written[place]), None)
+        num_same += fork is None
+        if fork is not None:
+            with torch.no_grad():
+                logits = model(torch.tensor([ids + written[:fork]]), use_cache=False).logits[0, -1].float()
+            gap = abs(float(logits[expected[fork]] - logits[written[fork]]))
+            assert gap <= 2 * 2**-7 * float(logits.abs().max())
+    assert num_same >= len(texts) // 2

@@ -93,6 +93,13 @@ def test_greedy_takes_the_likeliest_token_and_reports_it_at_temperature_one():
     assert torch.allclose(logprobs, logits().log_softmax(-1).max().expand(3))
 
 
+@pytest.mark.parametrize("num_tokens", [64, 130, 256])
+def test_greedy_takes_the_first_of_equals(num_tokens):
+    scores = torch.randint(0, 4, (300, num_tokens), generator=torch.Generator().manual_seed(0)).float()
+    tokens, _ = draw(scores, torch.zeros(300, dtype=torch.float64), Sampling(max_new_tokens=1, temperature=0))
+    assert tokens.tolist() == [row.index(max(row)) for row in scores.tolist()]
+
+
 def test_a_draw_depends_on_its_own_seed_and_position_alone():
     sampling = Sampling(max_new_tokens=1)
     scores = torch.randn(6, 70, generator=torch.Generator().manual_seed(0))

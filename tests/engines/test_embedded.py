@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightrft_core.abilities import Piece
 from lightrft_core.data import GenerateRequest, Group, Media, Prompt, Rollout, Sampling
 from lightrft_core.errors import UserError
 from lightrft_engines.config import TextConfig
@@ -115,3 +116,71 @@ def test_sleeping_waking_and_closing_change_nothing(kit, qwen_folder, adapter):
     engine.reset_cache()
     assert engine.generate([REQUEST]) == before
     engine.close()
+
+
+def test_a_time_limit_ends_what_is_not_done_with_the_tokens_it_has(kit, qwen_folder, adapter, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("lightrft_engines.decode.session.time.monotonic", lambda: next(clock))
+    engine = engine_for(kit, qwen_folder, adapter, time_limit=6.5, max_batch_size=2)
+    request = GenerateRequest("p", (5, 9, 2), (1, 2, 3), Sampling(50, stop_token_ids=()))
+    (cut,) = engine.generate([request])
+    (whole,) = engine_for(kit, qwen_folder, adapter, max_batch_size=2).generate([request])
+    assert [completion.finish_reason for completion in cut] == ["abort"] * 3
+    assert [len(completion.token_ids) for completion in cut] == [6, 6, 0]
+    for short, full in zip(cut, whole, strict=True):
+        assert full.token_ids[: len(short.token_ids)] == short.token_ids
+        assert full.logprobs[: len(short.logprobs)] == short.logprobs
+
+
+def test_a_stream_tells_what_the_time_limit_ended(kit, qwen_folder, adapter, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("lightrft_engines.decode.decoder.time.monotonic", lambda: next(clock))
+    engine = engine_for(kit, qwen_folder, adapter, time_limit=3.5)
+    pieces = [piece for new in engine.stream([REQUEST]) for piece in new]
+    assert {piece.place for piece in pieces if piece.finish_reason == "abort"} == {(0, 0), (0, 1), (0, 2)}
+    assert len(pieces) == 3 * 4
+
+
+def test_a_stream_tells_what_generate_returns_token_for_token(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter, max_batch_size=2)
+    asked = [
+        REQUEST,
+        GenerateRequest("q", (4, 7), (5,), Sampling(5, temperature=0.0)),
+        GenerateRequest("r", (8, 1, 1, 6), (6, 7), Sampling(3)),
+    ]
+    found: dict[tuple[int, int], list[Piece]] = {}
+    for pieces in engine.stream(asked):
+        assert not torch.is_inference_mode_enabled()
+        for piece in pieces:
+            found.setdefault(piece.place, []).append(piece)
+    for number, completions in enumerate(engine.generate(asked)):
+        for sibling, completion in enumerate(completions):
+            own = found[number, sibling]
+            assert [token for piece in own for token in piece.token_ids] == list(completion.token_ids)
+            assert [p for piece in own for p in piece.logprobs] == pytest.approx(completion.logprobs, abs=1e-5)
+            assert [piece.finish_reason for piece in own] == [None] * (len(own) - 1) + [completion.finish_reason]
+
+
+def test_a_stream_that_is_closed_early_leaves_the_module_in_its_mode(kit, qwen_folder, adapter, strategy):
+    engine = engine_for(kit, qwen_folder, adapter, strategy)
+    strategy.policy.train()
+    stream = engine.stream([REQUEST])
+    next(stream)
+    assert not strategy.policy.training
+    stream.close()
+    assert strategy.policy.training
+
+
+def test_a_stream_refuses_images(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter)
+    with pytest.raises(UserError, match="reads text"):
+        next(engine.stream([GenerateRequest("p", (5,), (1,), Sampling(1), (Media("image", "a.png"),))]))
+
+
+@pytest.mark.gpu
+def test_alone_it_takes_the_gpu_and_the_numbers_that_are_fast_there(kit, qwen_folder, adapter):
+    engine = engine_for(kit, qwen_folder, adapter)
+    parameter = next(engine.module.parameters())
+    assert parameter.device.type == "cuda"
+    assert parameter.dtype == torch.bfloat16
+    assert len(engine.generate([REQUEST])[0]) == 3

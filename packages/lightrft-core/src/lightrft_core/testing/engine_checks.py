@@ -1,17 +1,23 @@
 """An engine: completions that the seeds alone decide, with the log-probabilities they were drawn with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
-from lightrft_core.data import Completion, GenerateRequest, Prompt, Sampling
+from lightrft_core.abilities import GaugingStrategy, Piece, StreamingEngine
+from lightrft_core.data import Batch, Completion, GenerateRequest, Group, Prompt, Rollout, Sampling
+from lightrft_core.descriptors import Component
+from lightrft_core.errors import UserError
+from lightrft_core.frozen import FROZEN
 from lightrft_core.protocols import Setup
 from lightrft_core.testing.results import Case, Check, Skipped, require
 from lightrft_core.testing.toys import toy_prompts, toy_setup
 
 MAX_NEW_TOKENS = 6
 LOGPROB_TOLERANCE = 1e-4
+TRAINER_TOLERANCE = 0.02  # nats a token: bf16 and other kernels stay below, wrong positions or temperatures do not
 QUESTIONS = ("3", "How many legs has a cat?", "Count to ten. " * 6)
 
 
@@ -128,10 +134,84 @@ def greedy_takes_the_likeliest_token(case: Case) -> None:
         require(len({item.token_ids for item in completions}) == 1, "temperature 0 gives different completions")
 
 
+def logprobs_are_the_trainers(case: Case) -> None:
+    """By the gap that the strategy measures, sampled and greedy; a wrong temperature or position shows.
+
+    One with `frozen_weights` has none of the trainer's.
+    """
+    engine = engine_of(case)
+    if isinstance(case.descriptor, Component) and FROZEN in case.descriptor.provides:
+        return
+    setup = case.parts["setup"]
+    trainer = setup.require_strategy()
+    gauge: object = trainer
+    if not isinstance(gauge, GaugingStrategy):
+        raise Skipped("a strategy that measures the gap to the engine (`gap`)")
+    for temperature in (1.0, 0.0):
+        batch = _batch(setup, engine.generate(requests(setup, temperature=temperature)))
+        trainer.fill(batch, frozenset({"old_logprobs"}))
+        gap = gauge.gap(batch)
+        mean = gap.mean if gap is not None else math.nan
+        require(
+            mean <= TRAINER_TOLERANCE,
+            f"log-probabilities are not the trainer's at temperature {temperature:g}: off by {mean:.3g}",
+        )
+
+
+def _batch(setup: Setup, answers: Sequence[Sequence[Completion]]) -> Batch:
+    model, groups = setup.require_model(), []
+    for prompt, completions in zip(prompts_for(setup), answers, strict=True):
+        rollouts = [
+            Rollout(prompt.id, index, one.token_ids, "", one.logprobs, one.finish_reason, 0, reward=0.0)
+            for index, one in enumerate(completions)
+        ]
+        groups.append(Group(prompt, model.render(prompt), rollouts))
+    return model.collate(groups)
+
+
+def streams_tell_what_generate_returns(case: Case) -> None:
+    """Where it streams: two at once that take turns, each token for token what `generate` returns."""
+    engine = engine_of(case)
+    streaming: object = engine
+    if not isinstance(streaming, StreamingEngine):
+        return
+    asked = requests(case.parts["setup"])
+    expected = engine.generate(asked)
+    told: list[dict[tuple[int, int], list[Piece]]] = [{}, {}]
+    for turn in zip_longest(streaming.stream(asked), streaming.stream(asked[::-1]), fillvalue=()):
+        for found, pieces in zip(told, turn, strict=True):
+            for piece in pieces:
+                found.setdefault(piece.place, []).append(piece)
+    _same(_joined(told[0], asked), expected, "a stream")
+    _same(_joined(told[1], asked[::-1])[::-1], expected, "a stream beside another")
+
+
+def _joined(
+    told: Mapping[tuple[int, int], Sequence[Piece]], asked: Sequence[GenerateRequest]
+) -> list[list[Completion]]:
+    answers = []
+    for number, request in enumerate(asked):
+        own = [told.get((number, sibling), ()) for sibling in range(len(request.seeds))]
+        for pieces in own:
+            ends = [piece.finish_reason is not None for piece in pieces]
+            require(sum(ends) == 1 and ends[-1], "a stream does not tell each completion's end, once and last")
+        answers.append([_completion(pieces) for pieces in own])
+    return answers
+
+
+def _completion(pieces: Sequence[Piece]) -> Completion:
+    token_ids = tuple(token for piece in pieces for token in piece.token_ids)
+    logprobs = tuple(value for piece in pieces for value in piece.logprobs)
+    return Completion(token_ids, logprobs, pieces[-1].finish_reason or "abort")
+
+
 def update_weights_sets_the_version(case: Case) -> None:
-    """And the fingerprint of what is served is the trainer's."""
+    """And the fingerprint of what is served is the trainer's. One with `frozen_weights` refuses them."""
     engine = engine_of(case)
     strategy = case.parts["setup"].require_strategy()
+    if isinstance(case.descriptor, Component) and FROZEN in case.descriptor.provides:
+        _refuses(lambda: engine.update_weights(strategy.weights, 7))
+        return
     engine.sleep()
     engine.wake()
     engine.update_weights(strategy.weights, 7)
@@ -141,6 +221,14 @@ def update_weights_sets_the_version(case: Case) -> None:
     wrong = [name for name, value in trained.items() if served.get(name) != value]
     require(not wrong, f"served weights differ from the trained ones: {', '.join(wrong)}")
     engine.reset_cache()
+
+
+def _refuses(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except UserError:
+        return
+    require(False, "it provides frozen_weights, and yet takes some without a UserError")
 
 
 def close_frees_it(case: Case) -> None:
@@ -162,6 +250,8 @@ CHECKS: tuple[Check, ...] = (
     the_rest_of_the_batch_does_not_matter,
     limits_and_stop_tokens_are_honoured,
     greedy_takes_the_likeliest_token,
+    logprobs_are_the_trainers,
+    streams_tell_what_generate_returns,
     update_weights_sets_the_version,
     close_frees_it,
 )

@@ -8,6 +8,7 @@ ahead and grow by doubling. A row or prompt that is done is replaced by the last
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +24,24 @@ class PromptSlot:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class LayerView:
+class LayerView(NamedTuple):
     """What one layer attends to in a step: prompts' [P, kv_heads, L, D] and rows' own [R, kv_heads, S, D]."""
 
     keys: Tensor
     values: Tensor
     own_keys: Tensor
     own_values: Tensor
+
+
+class SiblingIndex(NamedTuple):
+    """Which (row, kv_head) stands at [prompt, kv_head, place], the way back, and the number of places.
+
+    Prompts with fewer rows than others repeat some row; the way back leaves those out.
+    """
+
+    gather: Tensor
+    scatter: Tensor
+    num_places: int
 
 
 @dataclass(slots=True)
@@ -61,7 +72,9 @@ class KeyValueCache:
         self.own_bias: Tensor | None = None
         self._longest = 0
         self._all_bias: Tensor | None = None
-        self._index: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._index: dict[int, SiblingIndex | None] = {}
+        self._views: dict[int, LayerView] = {}
+        self.num_changes = self.num_growths = 0
 
     def add_prompts(self, lengths: Sequence[int]) -> list[PromptSlot]:
         """Make room for prompts of these many tokens; their keys come through `keep_prompts`."""
@@ -127,28 +140,32 @@ class KeyValueCache:
 
     def step_view(self, index: int, key: Tensor, value: Tensor) -> LayerView:
         """Write this step's [R, kv_heads, 1, D] key and value; returns all that the layer attends to."""
-        layer, num_rows, num_prompts = self.layers[index], len(self.rows), len(self.prompts)
-        own_keys, own_values = layer.own_keys.narrow(0, 0, num_rows), layer.own_values.narrow(0, 0, num_rows)
-        own_keys.select(2, self.column).copy_(key.select(2, 0))
-        own_values.select(2, self.column).copy_(value.select(2, 0))
-        num = self.column + 1 - self.first
+        if index not in self._views:
+            self._views[index] = self._make_view(self.layers[index])
+        view, num = self._views[index], self.column + 1 - self.first
+        view.own_keys.narrow(2, self.column, 1).copy_(key)
+        view.own_values.narrow(2, self.column, 1).copy_(value)
+        own_keys, own_values = view.own_keys.narrow(2, self.first, num), view.own_values.narrow(2, self.first, num)
+        return LayerView(view.keys, view.values, own_keys, own_values)
+
+    def _make_view(self, layer: _Layer) -> LayerView:
+        """All own columns, written or not; valid until a row or a prompt comes or goes."""
+        num_rows, num_prompts = len(self.rows), len(self.prompts)
         return LayerView(
-            layer.keys.narrow(0, 0, num_prompts).narrow(2, 0, self._longest),
-            layer.values.narrow(0, 0, num_prompts).narrow(2, 0, self._longest),
-            own_keys.narrow(2, self.first, num),
-            own_values.narrow(2, self.first, num),
+            layer.keys[:num_prompts, :, : self._longest],
+            layer.values[:num_prompts, :, : self._longest],
+            layer.own_keys[:num_rows],
+            layer.own_values[:num_rows],
         )
 
-    def sibling_index(self, kv_heads: int) -> tuple[Tensor, Tensor, int]:
-        """Which (row, kv_head) stands at [prompt, kv_head, place], the way back, and the number of places.
-
-        Prompts with fewer rows than others repeat some row; the way back leaves those out.
-        """
+    def sibling_index(self, kv_heads: int) -> SiblingIndex | None:
+        """Where siblings stand beside each other; None where each row has a prompt to itself, in the rows' order."""
         if kv_heads not in self._index:
-            self._index[kv_heads] = self._make_index(kv_heads)
+            alone = len(self.rows) == len(self.prompts) and all(one.slot == row for row, one in enumerate(self.rows))
+            self._index[kv_heads] = None if alone else self._make_index(kv_heads)
         return self._index[kv_heads]
 
-    def _make_index(self, kv_heads: int) -> tuple[Tensor, Tensor, int]:
+    def _make_index(self, kv_heads: int) -> SiblingIndex:
         members: list[list[int]] = [[] for _ in self.prompts]
         places = []
         for row, prompt in enumerate(self.rows):
@@ -160,19 +177,29 @@ class KeyValueCache:
         gather = torch.tensor(padded, device=self.device).unsqueeze(1) * kv_heads + heads.unsqueeze(-1)
         slot_R1, place_R1 = torch.tensor(places, device=self.device).split(1, -1)
         scatter = (slot_R1 * kv_heads + heads) * num_places + place_R1
-        return gather.flatten(), scatter.flatten(), num_places
+        return SiblingIndex(gather.flatten(), scatter.flatten(), num_places)
+
+    def clean(self) -> None:
+        """Zero the own columns that no row has written, because a mask does not stop NaN."""
+        for layer in self.layers.values():
+            for buffer in (layer.own_keys, layer.own_values):
+                buffer[:, :, : self.first] = 0
+                buffer[:, :, self.column :] = 0
+                buffer[len(self.rows) :] = 0
 
     def _prompts_changed(self) -> None:
-        self._index = {}
+        self.num_changes += 1
+        self._index, self._views = {}, {}
         lengths = [prompt.length for prompt in self.prompts]
         self._longest = max(lengths, default=0)
         self.prompt_bias = None
         if lengths and min(lengths) < self._longest:
             columns = torch.arange(self._longest, device=self.device)
-            self.prompt_bias = self._hide(columns >= torch.tensor(lengths, device=self.device).unsqueeze(-1))
+            self.prompt_bias = self.hide(columns >= torch.tensor(lengths, device=self.device).unsqueeze(-1))
 
     def _rows_changed(self) -> None:
-        self._index = {}
+        self.num_changes += 1
+        self._index, self._views = {}, {}
         self._all_bias = self.own_bias = None
         if not self.rows:
             self.column = self.first = 0
@@ -180,9 +207,9 @@ class KeyValueCache:
         self.first = min(self.starts)
         if max(self.starts) > self.first:
             columns = torch.arange(self.num_columns, device=self.device)
-            self._all_bias = self._hide(columns < torch.tensor(self.starts, device=self.device).unsqueeze(-1))
+            self._all_bias = self.hide(columns < torch.tensor(self.starts, device=self.device).unsqueeze(-1))
 
-    def _hide(self, hidden: Tensor) -> Tensor:
+    def hide(self, hidden: Tensor) -> Tensor:
         """[N, S] bool -> an additive bias [N, 1, 1, S]."""
         bias = torch.zeros(hidden.shape, dtype=self._dtype(), device=self.device)
         return bias.masked_fill_(hidden, -math.inf)[:, None, None]
@@ -211,6 +238,8 @@ class KeyValueCache:
             self._grow()
 
     def _grow(self) -> None:
+        self.num_growths += 1
+        self._views = {}
         for layer in self.layers.values():
             layer.grow(self.prompt_capacity, (self.max_rows, self.num_columns))
 

@@ -1,7 +1,9 @@
 """Completions from a transformers model: groups requests, picks the way to run the model, and sorts the results."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -9,17 +11,20 @@ from lightrft_core.data import Completion, GenerateRequest, Sampling
 from lightrft_core.errors import UserError
 from torch import nn
 
+from lightrft_engines.decode.graphs import GraphStep
 from lightrft_engines.decode.readers import PaddedReader, Reader, SharedReader
 from lightrft_engines.decode.rows import Decode, Row, SharedPrompt, StopTexts
 from lightrft_engines.decode.session import Session
 from lightrft_engines.decode.sharing import longest_shared
+from lightrft_engines.decode.steps import PlainStep, Step
 
 
 class Decoder:
     """Writes completions with `module`, which it leaves in the mode and with the weights that it finds.
 
     `stop_token_ids` end a completion besides those of a request; `pad` fills up prompts where the model needs padding
-    (its value is never attended to); `decode` turns completion tokens into text, for requests with stop texts.
+    (its value is never attended to); `decode` turns completion tokens into text, for requests with stop texts. After
+    `time_limit` seconds of a call, what is not done comes back as it is.
     """
 
     def __init__(
@@ -31,44 +36,89 @@ class Decoder:
         decode: Decode | None = None,
         max_batch_size: int = 256,
         max_prefill_tokens: int = 8192,
+        time_limit: float | None = None,
     ) -> None:
         self.module, self.pad, self.decode = module, pad, decode
         self.stop_token_ids = frozenset(stop_token_ids)
         self.max_batch_size, self.max_prefill_tokens = max_batch_size, max_prefill_tokens
+        self.time_limit = math.inf if time_limit is None else time_limit
+        self._step: Callable[[], Step] = lambda: PlainStep(self.module)
         self.device = next(module.parameters()).device
         self.longest_shared = longest_shared(module)
         self.max_positions = _max_positions(module)
 
+    def compile(self) -> None:
+        """Run decode steps through `torch.compile`; `UserError` for a model that takes none of our plans."""
+        self._require_plans("compile")
+        from lightrft_engines.decode.compiled import CompiledStep  # importing the compiler takes a second
+
+        compiled = CompiledStep(self.module)
+        self._step = lambda: compiled
+
+    def record(self) -> None:
+        """Run decode steps as CUDA graphs; `UserError` for a model that takes none of our plans."""
+        self._require_plans("cuda_graphs")
+        self._step = lambda: GraphStep(self.module)
+
+    def _require_plans(self, option: str) -> None:
+        if not self.longest_shared:
+            raise UserError(
+                "has no effect: this model's attention cannot be exchanged, so it decodes by transformers' own cache.",
+                where=f"engine.{option}",
+                hint="Leave it out.",
+            )
+
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         """For each request its completions, one a seed, in order; a row's tokens do not depend on the others'."""
-        rows = self._rows(requests)
-        by_sampling: dict[Sampling, list[Row]] = {}
-        for row in rows:
-            by_sampling.setdefault(_distribution(requests[row.place[0]].sampling), []).append(row)
-        was_training = self.module.training
-        self.module.eval()
-        try:
-            with torch.inference_mode():
-                for sampling, same in by_sampling.items():
-                    self._write(same, sampling)
-        finally:
-            self.module.train(was_training)
+        rows, end = self._rows(requests), self._end()
+        with self._evaluating(), torch.inference_mode():
+            for sampling, same in _by_distribution(rows, requests).items():
+                self._session(same, sampling).run(end)
         completions: list[list[Completion]] = [[] for _ in requests]
         for row in rows:
             completions[row.place[0]].append(row.completion())
         return completions
 
-    def _write(self, rows: list[Row], sampling: Sampling) -> None:
+    def stream(self, requests: Sequence[GenerateRequest]) -> Iterator[Sequence[Row]]:
+        """The rows of `generate` while they are written, after each step; distributions take turns."""
+        rows, end = self._rows(requests), self._end()
+        with self._evaluating():
+            sessions = [self._session(same, sampling) for sampling, same in _by_distribution(rows, requests).items()]
+            while sessions:
+                with torch.inference_mode():  # left at every yield: it would hold for the caller too
+                    for session in sessions:
+                        session.advance()
+                sessions = [session for session in sessions if session.is_open]
+                if time.monotonic() >= end:
+                    for session in sessions:
+                        session.abort()
+                    sessions = []
+                yield rows
+
+    def _end(self) -> float:
+        return time.monotonic() + self.time_limit
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(was_training)
+
+    def _session(self, rows: list[Row], sampling: Sampling) -> Session:
         """Long prompts first, siblings together: what runs at one time is about equally long."""
         for row in rows:
             row.prompt.slot = None
         rows = sorted(rows, key=lambda row: (-len(row.prompt.token_ids), row.place))
         num = min(self.max_batch_size, len(rows))
-        Session(self._reader(rows, num), rows, sampling, num, self.device).run()
+        return Session(self._reader(rows, num), rows, sampling, num, self.device)
 
     def _reader(self, rows: Sequence[Row], num: int) -> Reader:
         if max(len(row.prompt.token_ids) + row.limit for row in rows) <= self.longest_shared:
-            return SharedReader(self.module, num, max(row.limit for row in rows), self.max_prefill_tokens)
+            limit = max(row.limit for row in rows)
+            return SharedReader(self.module, num, limit, self.max_prefill_tokens, run=self._step())
         return PaddedReader(self.module, self.pad, self.max_prefill_tokens)
 
     def _rows(self, requests: Sequence[GenerateRequest]) -> list[Row]:
@@ -107,6 +157,13 @@ class Decoder:
         if self.decode is None:
             raise ValueError("requests with stop texts need a decoder that was given `decode`")
         return self.decode
+
+
+def _by_distribution(rows: Sequence[Row], requests: Sequence[GenerateRequest]) -> dict[Sampling, list[Row]]:
+    found: dict[Sampling, list[Row]] = {}
+    for row in rows:
+        found.setdefault(_distribution(requests[row.place[0]].sampling), []).append(row)
+    return found
 
 
 def _distribution(sampling: Sampling) -> Sampling:

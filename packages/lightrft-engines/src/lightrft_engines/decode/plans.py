@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightrft_engines.decode.cache import KeyValueCache
+from lightrft_engines.decode.cache import KeyValueCache, LayerView
 
 
 def attend_with_lse(
@@ -22,7 +22,7 @@ def attend_with_lse(
     `bias` [B, 1, 1, S] is added to the scores; every query must see a key.
     """
     if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
             query, key, value, 0.0, False, attn_mask=bias, scale=scaling
         )
         return output, lse
@@ -64,6 +64,12 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
     return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
 
 
+def merged(own: Tensor, own_lse: Tensor, shared: Tensor, shared_lse: Tensor) -> Tensor:
+    """Attention over both places, from [R, kv_heads, Q, D] over each and its log-sum-exp -> [R, 1, heads, D]."""
+    both = torch.lerp(own, shared, (shared_lse - own_lse).sigmoid_().unsqueeze(-1).to(own.dtype))
+    return both.reshape(len(own), 1, own.shape[1] * own.shape[2], -1)
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One new token per row, over its prompt's keys and its own."""
@@ -75,15 +81,22 @@ class StepPlan:
         cache = self.cache
         num_rows, num_heads, _, width = query.shape
         kv_heads = key.shape[1]
-        repeats = num_heads // kv_heads
         view = cache.step_view(module.layer_idx, key, value)
-        by_row = query.reshape(num_rows, kv_heads, repeats, width)
+        by_row = query.reshape(num_rows, kv_heads, num_heads // kv_heads, width)
         own, own_lse = attend_with_lse(by_row, view.own_keys, view.own_values, cache.own_bias, scaling)
-        gather, scatter, num_slots = cache.sibling_index(kv_heads)
+        shared, shared_lse = self._attend_to_prompts(by_row, view, scaling)
+        return merged(own, own_lse, shared, shared_lse)
+
+    def _attend_to_prompts(self, by_row: Tensor, view: LayerView, scaling: float | None) -> tuple[Tensor, Tensor]:
+        """[R, kv_heads, Q, D] queries, siblings' side by side, each prompt's keys read once."""
+        num_rows, kv_heads, repeats, width = by_row.shape
+        bias, index = self.cache.prompt_bias, self.cache.sibling_index(kv_heads)
+        if index is None:
+            return attend_with_lse(by_row, view.keys, view.values, bias, scaling)
+        gather, scatter, num_places = index
         by_prompt = by_row.reshape(num_rows * kv_heads, repeats * width).index_select(0, gather)
-        by_prompt = by_prompt.view(-1, kv_heads, num_slots * repeats, width)
-        shared, shared_lse = attend_with_lse(by_prompt, view.keys, view.values, cache.prompt_bias, scaling)
-        shared = shared.reshape(-1, repeats * shared.shape[-1]).index_select(0, scatter).view(own.shape)
-        shared_lse = shared_lse.reshape(-1, repeats).index_select(0, scatter).view(own_lse.shape)
-        merged = torch.lerp(own, shared, torch.sigmoid(shared_lse - own_lse).unsqueeze(-1).to(own.dtype))
-        return merged.reshape(num_rows, 1, num_heads, -1)
+        by_prompt = by_prompt.view(-1, kv_heads, num_places * repeats, width)
+        shared, lse = attend_with_lse(by_prompt, view.keys, view.values, bias, scaling)
+        shared = shared.reshape(-1, repeats * shared.shape[-1]).index_select(0, scatter)
+        lse = lse.reshape(-1, repeats).index_select(0, scatter)
+        return shared.view(num_rows, kv_heads, repeats, -1), lse.view(num_rows, kv_heads, repeats)

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from lightrft_engines.attention import no_mask
 from lightrft_engines.decode.cache import KeyValueCache, PromptSlot
 from lightrft_engines.decode.plans import PrefillPlan, StepPlan
+from lightrft_engines.decode.steps import PlainStep, Step
 
 TokenIds = tuple[int, ...]
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose whole state is keys and values
@@ -49,8 +50,17 @@ class SharedReader:
 
     is_open = True
 
-    def __init__(self, module: nn.Module, max_rows: int, max_columns: int, max_prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        max_rows: int,
+        max_columns: int,
+        max_prefill_tokens: int,
+        *,
+        run: Step | None = None,
+    ) -> None:
         self.module, self.max_prefill_tokens = module, max_prefill_tokens
+        self.run = PlainStep(module) if run is None else run
         self.device = next(module.parameters()).device
         self.cache = KeyValueCache(max_rows, max_columns, self.device)
         self.plan = StepPlan(self.cache)
@@ -96,17 +106,9 @@ class SharedReader:
     def step(self, tokens_R: Tensor) -> Tensor:
         """One forward pass of all rows."""
         self.cache.open_column()
-        output = self.module(
-            tokens_R.unsqueeze(-1),
-            attention_mask=self.mask,
-            position_ids=self.positions_R1,
-            use_cache=False,
-            logits_to_keep=1,
-            lightrft_plan=self.plan,
-        )
+        logits = self.run(tokens_R.unsqueeze(-1), self.positions_R1, self.plan)
         self.cache.close_column()
         self.positions_R1 = self.positions_R1 + 1
-        logits: Tensor = output.logits[:, 0]
         return logits
 
     def reorder(self, order: Sequence[int], order_R: Tensor) -> None:

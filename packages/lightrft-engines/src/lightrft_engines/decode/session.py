@@ -1,6 +1,7 @@
 """Write many completions side by side: rows join when there is room and leave when they are done."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,9 @@ from lightrft_engines.decode.readers import Reader
 from lightrft_engines.decode.rows import Row, SharedPrompt
 
 REFILL_SHARE = 8
+AHEAD = (
+    32  # tokens for which a row's random numbers are made at once: a dozen small operations, shared by as many steps
+)
 
 
 class Session:
@@ -25,18 +29,39 @@ class Session:
         self.reader, self.sampling, self.max_rows, self.device = reader, sampling, max_rows, device
         self.waiting = deque(rows)
         self.rows: list[Row] = []
-        self.tokens_R = self.seeds_R = self.counts_R = torch.zeros(0, dtype=torch.long, device=device)
+        self.tokens_R = self.seeds_R = torch.zeros(0, dtype=torch.long, device=device)
+        self.numbers_RK = torch.zeros(0, 0, dtype=torch.float64, device=device)
+        self.num_used = 0
         for row in self.waiting:
             row.prompt.num_waiting += 1
             row.prompt.num_open += 1
 
-    def run(self) -> None:
-        """Finish every row."""
-        while self.waiting or self.rows:
-            if self.waiting and self._has_room():
-                self._admit()
-            elif self.rows:
-                self._step()
+    def run(self, end: float = math.inf) -> None:
+        """Finish every row; at the time `end` of the monotonic clock those that are not done end as they are."""
+        while self.is_open:
+            if time.monotonic() >= end:
+                self.abort()
+            else:
+                self.advance()
+
+    def abort(self) -> None:
+        """End all rows with the tokens that they have."""
+        for row in (*self.rows, *self.waiting):
+            row.finish_reason = "abort"
+        self.rows.clear()
+        self.waiting.clear()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some row is not finished."""
+        return bool(self.waiting or self.rows)
+
+    def advance(self) -> None:
+        """Let waiting rows join with their first token, or write one more token of each."""
+        if self.waiting and self._has_room():
+            self._admit()
+        elif self.rows:
+            self._step()
 
     def _has_room(self) -> bool:
         """Joining costs some time whatever the number of rows: wait for a worthwhile number of free places."""
@@ -51,8 +76,7 @@ class Session:
         self._read([row.prompt for row in rows])
         logits_NV = torch.stack([row.prompt.logits_V for row in rows if row.prompt.logits_V is not None])
         seeds_N = torch.tensor([row.seed for row in rows], dtype=torch.long, device=self.device)
-        counts_N = torch.zeros_like(seeds_N)
-        tokens_N, staying = self._draw(rows, logits_NV, seeds_N, counts_N)
+        tokens_N, staying = self._draw(rows, logits_NV, uniforms(seeds_N, torch.zeros_like(seeds_N)))
         for row in rows:
             row.prompt.num_waiting -= 1
             if row.prompt.num_waiting == 0:
@@ -63,7 +87,7 @@ class Session:
             self.reader.join([slot for index in staying if (slot := rows[index].prompt.slot) is not None])
             self.tokens_R = torch.cat((self.tokens_R, tokens_N.index_select(0, stay_N)))
             self.seeds_R = torch.cat((self.seeds_R, seeds_N.index_select(0, stay_N)))
-            self.counts_R = torch.cat((self.counts_R, counts_N.index_select(0, stay_N) + 1))
+            self.numbers_RK = self.numbers_RK[:, :0]
         self._close(rows)
 
     def _read(self, prompts: Sequence[SharedPrompt]) -> None:
@@ -76,21 +100,29 @@ class Session:
 
     def _step(self) -> None:
         logits_RV = self.reader.step(self.tokens_R)
-        self.tokens_R, staying = self._draw(self.rows, logits_RV, self.seeds_R, self.counts_R)
-        self.counts_R = self.counts_R + 1
+        self.tokens_R, staying = self._draw(self.rows, logits_RV, self._numbers())
         if len(staying) < len(self.rows):
             rows, order = self.rows, _fill_holes(staying, len(self.rows))
             self.rows = [rows[index] for index in order]
             order_R = torch.tensor(order, dtype=torch.long, device=self.device)
             self.tokens_R = self.tokens_R.index_select(0, order_R)
             self.seeds_R = self.seeds_R.index_select(0, order_R)
-            self.counts_R = self.counts_R.index_select(0, order_R)
+            self.numbers_RK = self.numbers_RK.index_select(0, order_R)
             self.reader.reorder(order, order_R)
             self._close(rows)
 
-    def _draw(self, rows: Sequence[Row], logits: Tensor, seeds: Tensor, counts: Tensor) -> tuple[Tensor, list[int]]:
+    def _numbers(self) -> Tensor:
+        """What decides each row's next token."""
+        if self.num_used >= self.numbers_RK.shape[1]:
+            counts = [[len(row.token_ids)] for row in self.rows]
+            positions_RK = torch.tensor(counts, device=self.device) + torch.arange(AHEAD, device=self.device)
+            self.numbers_RK, self.num_used = uniforms(self.seeds_R.unsqueeze(-1), positions_RK), 0
+        self.num_used += 1
+        return self.numbers_RK[:, self.num_used - 1]
+
+    def _draw(self, rows: Sequence[Row], logits: Tensor, uniforms_R: Tensor) -> tuple[Tensor, list[int]]:
         """A token for each row; returns them and the rows that go on."""
-        tokens_R, logprobs_R = draw(logits, uniforms(seeds, counts), self.sampling)
+        tokens_R, logprobs_R = draw(logits, uniforms_R, self.sampling)
         logprobs = logprobs_R.tolist()
         if not math.isfinite(sum(logprobs)):
             _refuse_non_finite(rows, logprobs)
