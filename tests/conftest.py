@@ -15,6 +15,8 @@ from lightrft_core.overrides import parse_set
 from lightrft_core.plugins import Plugins
 from lightrft_core.runfile import RunFile, open_run_file
 
+pytest.register_assert_rewrite("tests.engines.served_checks")
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "packages/lightrft-core/src/lightrft_core/recipes"
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -60,11 +62,13 @@ def lightrft(tmp_path: Path, lightrft_in: Callable[[Path], Run]) -> Run:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU or vLLM are skipped where there is none."""
-    if find_spec("vllm") is None:
-        for item in items:
-            if item.get_closest_marker("vllm"):
-                item.add_marker(pytest.mark.skip(reason="needs vLLM: scripts/vllm_cpu_environment.sh"))
+    """Tests that need a GPU, vLLM or SGLang are skipped where there is none."""
+    for engine in ("vllm", "sglang"):
+        if find_spec(engine) is None:
+            skip = pytest.mark.skip(reason=f"needs {engine}: scripts/engine_environment.sh {engine}")
+            for item in items:
+                if item.get_closest_marker(engine):
+                    item.add_marker(skip)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.vllm_engine.trials import Trial, build
+from tests.engines.served_trials import Trial
+from tests.engines.vllm_engine.opening import build
 
 SIZES = {"hidden_size": 128, "head_dim": 32, "num_hidden_layers": 2}  # vLLM's attention on CPUs wants heads of 32
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from tests.engines.vllm_engine.trials import same
+from tests.engines.served_trials import same
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from lightrft_core.errors import RunFailed, UserError
 
-from tests.engines.vllm_engine.trials import same
+from tests.engines.served_trials import same
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

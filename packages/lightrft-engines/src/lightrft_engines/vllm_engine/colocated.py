@@ -6,9 +6,8 @@ and must see the same requests in the same order, so these are gathered, and eac
 
 import json
 import os
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,10 @@ from lightrft_core.errors import LightRFTError, RunFailed, UserError
 from lightrft_core.protocols import Setup, Weights
 
 from lightrft_engines.serving.buckets import buckets
+from lightrft_engines.serving.engine import Facts, Samples
 from lightrft_engines.serving.siblings import Sibling, from_json, to_json
+from lightrft_engines.serving.undisturbed import undisturbed
 from lightrft_engines.vllm_engine.config import VllmConfig
-from lightrft_engines.vllm_engine.engine import Facts, Samples
 from lightrft_engines.vllm_engine.faults import explained
 from lightrft_engines.vllm_engine.sampling import settings
 
@@ -31,6 +31,8 @@ ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERR
 
 class Colocated:
     """`engine.Backend` by vLLM's library."""
+
+    label = "vLLM"
 
     def __init__(self, config: VllmConfig, setup: Setup) -> None:
         self._config, self._setup, self._world = config, setup, setup.world
@@ -54,7 +56,7 @@ class Colocated:
             found["data_parallel_size"] = self._world.size // self._config.tensor_parallel
         from vllm import LLM
 
-        with _undisturbed(), _explained("start"):
+        with undisturbed(), _explained("start"):
             self._llm = LLM(**found)
         facts = self._call("lightrft_facts")
         return Facts(facts["max_model_len"], facts["is_multimodal"])
@@ -180,19 +182,3 @@ def _explained(doing: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, AssertionError, OSError) as error:
         raise explained(f"{type(error).__name__}: {error}", doing) from error
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """vLLM seeds the process and, on CPUs, replaces a function of torch: the trainer keeps its own."""
-    import numpy as np
-    import torch
-
-    states, set_threads = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.set_num_threads
-    restore: tuple[Callable[[Any], None], ...] = (random.setstate, np.random.set_state, torch.set_rng_state)
-    try:
-        yield
-    finally:
-        torch.set_num_threads = set_threads
-        for put, state in zip(restore, states, strict=True):
-            put(state)

@@ -1,181 +1,21 @@
-"""What both modes have in common: requests cut into siblings, weights with a version and a proof, sleep by tags."""
+"""vLLM as an engine of a run, in the mode that was asked for."""
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from lightrft_core.protocols import Engine, Setup
 
-from lightrft_core.data import Completion, GenerateRequest
-from lightrft_core.errors import RunFailed, UserError
-from lightrft_core.protocols import Engine, Setup, Weights
-
-from lightrft_engines.fingerprint import weigh
-from lightrft_engines.serving.siblings import Sibling, check_lengths, completions_of, siblings_of
+from lightrft_engines.serving.engine import Backend, ServedEngine
 from lightrft_engines.vllm_engine.config import VllmConfig
-
-log = logging.getLogger(__name__)
-Sample = tuple[int, Sequence[tuple[int, str]]]  # size of a parameter's sample, and (place, value in hexadecimal)
-Samples = Mapping[str, Sample | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a started vLLM says of itself."""
-
-    max_model_len: int
-    is_multimodal: bool
-
-
-class Backend(Protocol):
-    """vLLM in one of its places. All ranks call every method together."""
-
-    def start(self) -> Facts:
-        """Be ready to take weights."""
-
-    def write(self, siblings: Sequence[Sibling]) -> None:
-        """Write this rank's completions; what a time limit cuts off keeps what it has."""
-
-    def load(self, weights: Weights) -> Sequence[str]:
-        """Serve other weights; returns served parameters that were left out."""
-
-    def samples(self, names: Sequence[str]) -> Sequence[Samples]:
-        """What each worker serves of the parameters' samples."""
-
-    def reset_cache(self) -> None:
-        """Forget prefixes, images and what encoders made of them; `RunFailed` where that was not possible."""
-
-    def sleep(self, level: int) -> None:
-        """Give memory back."""
-
-    def wake(self, tag: str) -> None:
-        """Take the memory of `weights` or `kv_cache` again."""
-
-    def close(self) -> None:
-        """Free everything."""
-
-
-class VllmEngine:
-    """`protocols.Engine` on vLLM."""
-
-    def __init__(self, config: VllmConfig, setup: Setup, backend: Backend) -> None:
-        adapter = setup.require_model()
-        self._config, self._setup, self._backend = config, setup, backend
-        self._stop_token_ids = adapter.stop_token_ids
-        self._version = 0
-        self._asleep: set[str] = set()
-        try:
-            self._facts = backend.start()
-            if not self._facts.is_multimodal:
-                _refuse_idle(config)
-            if setup.strategy is not None:
-                self._load(setup.strategy.weights)
-        except BaseException:
-            backend.close()
-            raise
-        if config.quantization is not None and "old_logprobs" not in setup.needs:
-            log.warning("engine.quantization without a correction: what is sampled is not quite the trained policy")
-
-    @property
-    def version(self) -> int:
-        """Version of the weights that are served."""
-        return self._version
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
-        """See `protocols.Engine`; past `engine.time_limit` completions come back as they are, marked `abort`."""
-        check_lengths(requests, self._facts.max_model_len, "engine.max_model_len")
-        _refuse_media(requests)
-        siblings = siblings_of(requests, self._stop_token_ids)
-        self.wake()
-        self._backend.write(siblings)
-        return completions_of(siblings, len(requests))
-
-    def update_weights(self, weights: Weights, version: int) -> None:
-        """In buckets; then every cache of the old weights is gone."""
-        self._load(weights)
-        self._version = version
-
-    def fingerprint(self, names: Sequence[str]) -> Mapping[str, float]:
-        """Computed from what the workers serve, wherever it lies there; NaN where their parts disagree or lack some."""
-        samples = self._backend.samples(names)
-        return {name: _merged(name, [worker[name] for worker in samples]) for name in names}
-
-    def reset_cache(self) -> None:
-        """Prefixes, images, encoder outputs."""
-        self._backend.reset_cache()
-
-    def sleep(self) -> None:
-        """Give memory back, where `engine.sleep` is set."""
-        if self._config.sleep and not self._asleep:
-            self._backend.sleep(self._config.sleep_level)
-            self._asleep = {"weights", "kv_cache"}
-
-    def wake(self) -> None:
-        """Weights first, and where these were dropped the trainer's; then memory for keys and values."""
-        if "weights" in self._asleep and self._config.sleep_level == 2:
-            self._load(self._setup.require_strategy().weights)
-        for tag in ("weights", "kv_cache"):
-            self._wake(tag)
-
-    def close(self) -> None:
-        """Free everything; a server that was started ends."""
-        self._backend.close()
-
-    def _load(self, weights: Weights) -> None:
-        self._wake("weights")
-        if missing := self._backend.load(weights):
-            raise RunFailed(
-                f"vLLM serves parameters that the trainer did not send, {missing[0]} among them",
-                where="engine",
-                hint="The model is another than the trainer's to vLLM: use the engine `embedded`.",
-            )
-        self._backend.reset_cache()
-
-    def _wake(self, tag: str) -> None:
-        if tag in self._asleep:
-            self._backend.wake(tag)
-            self._asleep.discard(tag)
 
 
 def open_engine(config: VllmConfig, setup: Setup) -> Engine:
-    """The engine in the mode that was asked for."""
-    if config.mode == "server":
-        from lightrft_engines.vllm_engine.server import Server
+    """The engine in its mode; what vLLM needs is imported with it."""
+    return ServedEngine(config, setup, _backend(config, setup))
 
-        return VllmEngine(config, setup, Server(config, setup))
+
+def _backend(config: VllmConfig, setup: Setup) -> Backend:
+    if config.mode == "server":
+        from lightrft_engines.vllm_engine.dialect import server
+
+        return server(config, setup)
     from lightrft_engines.vllm_engine.colocated import Colocated
 
-    return VllmEngine(config, setup, Colocated(config, setup))
-
-
-def _merged(name: str, parts: Sequence[Sample | None]) -> float:
-    """The fingerprint, from what several workers hold; where two hold the same entry they must agree."""
-    values: dict[int, str] = {}
-    sizes = {part[0] for part in parts if part is not None}
-    if not sizes:
-        raise RunFailed(
-            f"vLLM serves no parameter that is known to be the trainer's {name}",
-            where="engine",
-            hint="So it cannot be proven that its weights are the trained ones: use the engine `embedded`.",
-        )
-    for place, value in (entry for part in parts if part is not None for entry in part[1]):
-        if values.setdefault(place, value) != value:
-            return float("nan")
-    if len(sizes) != 1 or len(values) != min(sizes):
-        return float("nan")
-    return weigh([float.fromhex(values[place]) for place in sorted(values)])
-
-
-def _refuse_idle(config: VllmConfig) -> None:
-    for name in ("max_images", "max_videos"):
-        if getattr(config, name) is not None:
-            raise UserError("has no effect: the model reads text only.", where=f"engine.{name}", hint="Leave it out.")
-
-
-def _refuse_media(requests: Sequence[GenerateRequest]) -> None:
-    for request in requests:
-        if request.media:
-            raise UserError(
-                f"prompt {request.prompt_id} has {request.media[0].kind}s, and the adapter prepares none for vLLM.",
-                where="model.use",
-                hint="Choose an adapter and an engine that provide them: `lightrft plugins list` shows which do.",
-            )
+    return Colocated(config, setup)

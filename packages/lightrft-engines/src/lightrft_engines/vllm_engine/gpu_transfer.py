@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCT
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
 from lightrft_engines.serving.http import Client
+from lightrft_engines.serving.process import own_address
 
 TIMEOUT = 600
 
@@ -36,7 +37,7 @@ class Source(WeightSource):  # type: ignore[misc]  # vLLM is not installed where
 
 
 class Direct:
-    """`transfer.Transfer` by one of vLLM's engines, which rank 0 drives; all ranks of the trainer take part."""
+    """`server.Transfer` by one of vLLM's engines, which rank 0 drives; all ranks of the trainer take part."""
 
     def __init__(self, backend: str, client: Client, world: World, bucket_bytes: int) -> None:
         self._backend, self._client, self._world, self._bucket_bytes = backend, client, world, bucket_bytes
@@ -61,7 +62,7 @@ class Direct:
             info = ipc_info(self._world.rank, self._bucket_bytes)
             return IPCTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
         workers = self._client.get("/get_world_size")["world_size"]
-        own = "127.0.0.1" if self._client.is_loopback else socket.gethostbyname(socket.gethostname())
+        own = own_address(self._client.is_loopback)
         group = nccl_info(self._world.rank, own, workers + 1, self._bucket_bytes)
         return NCCLTrainerWeightTransferEngine.trainer_init(group, client=client, source=source)
 

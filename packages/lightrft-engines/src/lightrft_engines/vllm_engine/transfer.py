@@ -2,25 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Weights, World
 
 from lightrft_engines.serving.buckets import MEBIBYTE, buckets, write_shared
 from lightrft_engines.serving.http import Client
+from lightrft_engines.serving.server import Transfer
 from lightrft_engines.vllm_engine.arguments import is_on_cpu
 from lightrft_engines.vllm_engine.config import VllmConfig
-
-
-class Transfer(Protocol):
-    """A way for weights. All ranks call together."""
-
-    def send(self, weights: Weights) -> Sequence[str]:
-        """Serve these weights; returns served parameters that were left out, where the way can tell."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
 
 
 class SharedMemory:

@@ -17,8 +17,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from lightrft_engines.fingerprint import sample_positions
 from lightrft_engines.serving.buckets import read_shared
+from lightrft_engines.serving.served import sample
 from lightrft_engines.vllm_engine.cpu import keep_weights_whole
-from lightrft_engines.vllm_engine.served import sample
+from lightrft_engines.vllm_engine.served import LAYERS
 
 keep_weights_whole()
 
@@ -86,5 +87,9 @@ class Worker:
 
     def _lightrft_entries(self, name: str) -> Entries | None:
         received = getattr(self, "_lightrft_received", {}).get(name)
-        found = sample(self._lightrft_model, name) if received is None else (len(received), list(enumerate(received)))
+        found = (
+            sample(LAYERS, self._lightrft_model, name)
+            if received is None
+            else (len(received), list(enumerate(received)))
+        )
         return None if found is None else (found[0], [(place, value.hex()) for place, value in found[1]])

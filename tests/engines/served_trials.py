@@ -1,4 +1,4 @@
-"""An engine beside the trainer that it serves, and what tests ask of the two."""
+"""An engine with a process of its own beside the trainer that it serves, and what tests ask of the two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +27,11 @@ class Trial:
     engine: Engine
     strategy: Strategy
     setup: Setup
+    states: Sequence[dict] = ()  # of this process, before and after the engine's start
+
+    @property
+    def label(self) -> str:
+        return self.engine._backend.label
 
     def requests(self, *lengths: int, num: int = 3, **sampling) -> list[GenerateRequest]:
         settings = Sampling(**{"max_new_tokens": 12, **sampling})
@@ -68,14 +73,12 @@ class Trial:
         return [name for name in trained if served[name] != trained[name]]
 
 
-def build(path: Path, run_dir: Path, **options) -> Trial:
-    """Model, strategy and engine on a folder; imports wait until vLLM is known to be here."""
+def build(open_engine, config, path: Path, run_dir: Path) -> Trial:
+    """Model, strategy and engine on a folder; imports wait until the engine is known to be here."""
     from lightrft_engines.config import TextConfig
     from lightrft_engines.text import TextAdapter
     from lightrft_engines.training.config import SingleConfig
     from lightrft_engines.training.single import SingleStrategy
-    from lightrft_engines.vllm_engine.config import VllmConfig
-    from lightrft_engines.vllm_engine.engine import open_engine
 
     model = TextConfig(path=str(path))
     setup = Setup(
@@ -89,4 +92,4 @@ def build(path: Path, run_dir: Path, **options) -> Trial:
     setup.model = TextAdapter(model, setup)
     setup.strategy = strategy = SingleStrategy(SingleConfig(device="cpu"), setup)
     setup.world = strategy.world
-    return Trial(open_engine(VllmConfig(**{"kv_cache_gb": 0.1, **options}), setup), strategy, setup)
+    return Trial(open_engine(config, setup), strategy, setup)
