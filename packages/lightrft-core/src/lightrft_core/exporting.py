@@ -3,13 +3,14 @@
 from dataclasses import replace
 from typing import cast
 
-from lightrft_core.assembly import Builder, first_setup
+from lightrft_core.assembly import Builder
 from lightrft_core.chosen import Chosen
 from lightrft_core.descriptors import Component
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import Strategy
 from lightrft_core.rundir import RunDir
 from lightrft_core.runfile import RunFile
+from lightrft_core.setups import first_setup
 
 
 def build_exporter(run_file: RunFile, plugins: Plugins, run_dir: RunDir) -> Strategy:

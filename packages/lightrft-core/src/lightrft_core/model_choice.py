@@ -4,12 +4,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightrft_core.descriptors import ModelComponent
 from lightrft_core.errors import UserError
 from lightrft_core.plugins import Offer, Plugins
 
+MAX_POSITIONS = 1 << 20  # of a model that does not say how many it has
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -44,30 +47,55 @@ def _fitting(plugins: Plugins, model_type: str | None) -> list[Offer]:
 
 def model_type(path: str, where: str = "model.path", environ: Mapping[str, str] = os.environ) -> str | None:
     """The `model_type` in a model's config.json; None where it is only on a hub. `UserError` as `adapter_name`."""
+    config = _config_file(path, where, environ)
+    if config is None:
+        return None
+    model_type = _content(config, where).get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f"{config} names no model_type.", where=where, hint="Name an adapter with model.use.")
+    return model_type
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a model's config.json says of it; None where it does not, or is not here."""
+
+    vocabulary: int | None = None
+    positions: int | None = None
+
+
+def limits(path: str, environ: Mapping[str, str] = os.environ) -> Limits:
+    """How many tokens the model's embedding knows, and how many it was made to read at a time."""
+    config = _config_file(path, "model.path", environ)
+    content = _content(config, "model.path") if config is not None else {}
+    inner = content.get("text_config")
+    known = content | (inner if isinstance(inner, dict) else {})
+    sizes = [known.get(name) for name in ("vocab_size", "max_position_embeddings")]
+    return Limits(*(size if isinstance(size, int) and size > 0 else None for size in sizes))
+
+
+def _config_file(path: str, where: str, environ: Mapping[str, str]) -> Path | None:
     folder = Path(path)
     if folder.is_dir():
         config = folder / "config.json"
         if not config.is_file():
             hint = "A Hugging Face model folder has one beside its safetensors."
             raise UserError(f"{path} has no config.json.", where=where, hint=hint)
-    elif folder.exists():
+        return config
+    if folder.exists():
         raise UserError(f"{path} is a file, not a model's folder.", where=where, hint=f"Give {folder.parent}.")
-    elif HUB_ID.fullmatch(path) and not path.startswith("."):
-        cached = _cached(path, environ)
-        if cached is None:
-            return None
-        config = cached
-    else:
-        hint = "Give the folder of a Hugging Face model, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct."
-        raise UserError(f"{path} does not exist.", where=where, hint=hint)
+    if HUB_ID.fullmatch(path) and not path.startswith("."):
+        return _cached(path, environ)
+    hint = "Give the folder of a Hugging Face model, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct."
+    raise UserError(f"{path} does not exist.", where=where, hint=hint)
+
+
+def _content(config: Path, where: str) -> dict[str, Any]:  # Any: JSON
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{config} cannot be read: {error}.", where=where) from None
-    model_type = content.get("model_type") if isinstance(content, dict) else None
-    if not isinstance(model_type, str):
-        raise UserError(f"{config} names no model_type.", where=where, hint="Name an adapter with model.use.")
-    return model_type
+    return content if isinstance(content, dict) else {}
 
 
 def _cached(hub_id: str, environ: Mapping[str, str]) -> Path | None:

@@ -13,6 +13,7 @@ from lightrft_core.plugins import Plugins
 from lightrft_core.sections import (
     CheckpointSection,
     CriticSection,
+    EngineGapSection,
     EvaluationSection,
     KLSection,
     LearningSection,
@@ -35,6 +36,7 @@ CORE_SECTIONS: dict[str, type[Section]] = {
     "evaluation": EvaluationSection,
     "checkpoint": CheckpointSection,
     "selftest": SelfTestSection,
+    "engine_gap": EngineGapSection,
     "rollouts": RolloutsSection,
     "plots": PlotsSection,
 }
@@ -83,7 +85,7 @@ class Resolver:
             if kind.count == "many":
                 self.many[kind.section] = self._list(kind)
             elif kind.count != "none" and kind.name != "algorithm":
-                self.one[kind.section] = self._single(kind)
+                self.one[kind.section] = self.single(kind)
         self.evaluation_task = self._evaluation_task()
         self._check_rewards()
         self._check_kl()
@@ -120,7 +122,8 @@ class Resolver:
             self.report.problems += [p for p in new if isinstance(p, KeyProblem) and p.key.rpartition(".")[2] in own]
         return chosen
 
-    def _single(self, kind: Kind) -> Chosen | None:
+    def single(self, kind: Kind) -> Chosen | None:
+        """The one component of a kind; None where the tree names none that can be had."""
         node = self.tree.fields().get(kind.section)
         if kind.count == "optional" and (node is None or node.value is None):
             return None
@@ -256,11 +259,14 @@ class Resolver:
         has_examples = isinstance(optim, OptimSection) and optim.ptx is not None
         saving = self.core.get("checkpoint")
         beside = isinstance(saving, CheckpointSection) and saving.background
+        limits = self.core.get("engine_gap")
+        stops = isinstance(limits, EngineGapSection) and limits.stop_above is not None
         for section, word, is_asked, what, hint in (
             ("strategy", "values", self.needs_values(), "has no critic, and this run needs its values.", values),
             ("model", "values", self.needs_values(), "has no critic, and this run needs its values.", values),
             ("strategy", "reference_refresh", has_refresh, "keeps its reference.", "Leave kl.refresh_every out."),
             ("strategy", "mix_in", has_examples, "learns no examples.", "Leave optim.ptx out."),
+            ("strategy", "gap", stops, "measures no gap to the engine.", "Leave engine_gap.stop_above out."),
             ("strategy", "background_save", beside, "saves while training waits.", "Leave checkpoint.background out."),
         ):
             part, node = self.one[section], self._section(section)

@@ -22,6 +22,7 @@ from lightrft_core.resolve import CORE_SECTIONS, Resolver, item_label, keys_else
 from lightrft_core.sections import (
     CheckpointSection,
     CriticSection,
+    EngineGapSection,
     EvaluationSection,
     OptimSection,
     PlotsSection,
@@ -51,8 +52,8 @@ READING_ORDER = (
         "advantage",
         "critic",
     ),
-    *("loss", "kl", "correction", "selectors", "strategy", "optim", "evaluation", "checkpoint", "selftest", "rollouts"),
-    *("plots", "trackers", "callbacks"),
+    *("loss", "kl", "correction", "selectors", "strategy", "optim", "evaluation", "checkpoint", "selftest"),
+    *("engine_gap", "rollouts", "plots", "trackers", "callbacks"),
 )
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -76,6 +77,7 @@ class RunFile:
     loss: Chosen
     strategy: Chosen
     critic: CriticSection = field(default_factory=CriticSection)
+    engine_gap: EngineGapSection = field(default_factory=EngineGapSection)
     algorithm: str | None = None
     kl: Chosen | None = None
     correction: Chosen | None = None
@@ -284,6 +286,7 @@ def _build(resolver: Resolver, plugin_files: tuple[Path, ...]) -> RunFile:
         evaluation=section("evaluation", EvaluationSection),
         checkpoint=section("checkpoint", CheckpointSection),
         selftest=section("selftest", SelfTestSection),
+        engine_gap=section("engine_gap", EngineGapSection),
         rollouts=section("rollouts", RolloutsSection),
         plots=section("plots", PlotsSection),
         model=required("model"),

@@ -1,7 +1,6 @@
 """`lightrft eval RUN | RUN.yaml | RECIPE`: the run's own evaluation, on a checkpoint or on the untrained model."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,13 +33,16 @@ def evaluate(
         Path | None, typer.Option("--out", metavar="FILE", help="Write every scored answer here, as JSON lines.")
     ] = None,
 ) -> None:
-    """A run's folder evaluates its checkpoint; a run file or recipe evaluates the model it starts from."""
+    """A run's folder evaluates its checkpoint; a run file or recipe evaluates the model it starts from.
+
+    An engine with weights of its own evaluates these.
+    """
     from lightrft_core import launch
-    from lightrft_core.assembly import build_core, build_evaluator
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
-    from lightrft_core.rundir import RunDir
-    from lightrft_core.session import checkpoint_of, find_run
+    from lightrft_core.evaluating import measure, measure_frozen
+    from lightrft_core.frozen import is_frozen
+    from lightrft_core.session import find_run
 
     run_dir = find_run(what)
     source = str(run_dir.run_yaml) if run_dir is not None else _run_file(what)
@@ -49,22 +51,19 @@ def evaluate(
         raise UserError(
             "there is no evaluation task", where=f"{source}: evaluation.task", hint="Add one: evaluation: {task: ...}."
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        core = build_core(run_file, plugins, run_dir or RunDir(Path(scratch)), launch.world_size(), train=False)
-        try:
-            found = 0
-            if run_dir is not None:
-                checkpoint = checkpoint_of(run_dir, step)
-                core.strategy.load(checkpoint.path)
-                core.engine.update_weights(core.strategy.weights, checkpoint.step)
-                found = checkpoint.step
-            evaluator = build_evaluator(core, run_file)
-            assert evaluator is not None
-            metrics, groups = evaluator.measure(found)
-        finally:
-            core.close()
+    if is_frozen(run_file.engine):
+        if step is not None:
+            hint = "Leave it out, or take another engine."
+            raise UserError(
+                f"has no effect: engine {run_file.engine.name} has weights of its own.", where="--step", hint=hint
+            )
+        metrics, groups = measure_frozen(run_file, plugins)
+        title = f"{what}, by the weights of engine {run_file.engine.name}"
+    else:
+        found, metrics, groups = measure(run_file, plugins, run_dir, step)
+        title = f"{what}, step {found}"
     if launch.rank() == 0:
-        _print(dict(metrics), f"{what}, step {found}", as_json)
+        _print(dict(metrics), title, as_json)
         if out is not None:
             _write(groups, out)
 

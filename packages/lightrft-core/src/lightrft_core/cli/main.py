@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train a model from a run file or a recipe, or resume a run."),
     "launch": ("launch", "Get a run onto machines: commands for each node, a SLURM job, or a Ray cluster."),
     "eval": ("evaluate", "Score a run's checkpoint, or any model, on a task."),
+    "serve": ("serve", "Serve a checkpoint or a model over HTTP, as OpenAI's API."),
+    "chat": ("chat", "Talk to a checkpoint, a model, or a running server."),
     "export": ("export", "Write a run's policy as a Hugging Face folder."),
     "compare": ("compare", "Train with several algorithms and seeds; table and plot."),
     "runs": ("runs", "List, show, compare and diff runs."),

@@ -73,6 +73,7 @@ def prepare(
     from lightrft_core.batch_rule import check_batch
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
+    from lightrft_core.frozen import require_trainable
     from lightrft_core.manifest import note_origins
     from lightrft_core.resumption import changes, note_changes
     from lightrft_core.rundir import RunDir, default_name
@@ -83,6 +84,7 @@ def prepare(
         run_dir = RunDir.find(resume)
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
         check_batch(run_file, ranks)
+        require_trainable(run_file)
         changed = changes(run_dir, run_file) if sets or extra else {}
         if make and launch.rank() == 0:
             run_dir.stop_file.unlink(missing_ok=True)
@@ -93,6 +95,7 @@ def prepare(
         return run_dir, run_file, plugins
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
     check_batch(run_file, ranks)
+    require_trainable(run_file)
     name = run_file.run.name or default_name(Path(run or "run").name, datetime.now())
     path = Path(run_file.run.dir) / name
     if not make or launch.rank() != 0:
