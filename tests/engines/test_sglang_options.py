@@ -7,13 +7,13 @@ from lightrft_core.data import GenerateRequest, Sampling
 from lightrft_core.errors import EnvironmentUnfit, RunFailed, UserError
 from lightrft_core.flags import parse_flags
 from lightrft_engines.serving.engine import Facts
+from lightrft_engines.serving.fitting import sync_way
 from lightrft_engines.serving.siblings import siblings_of
 from lightrft_engines.sglang_engine.arguments import command_line
 from lightrft_engines.sglang_engine.config import SglangConfig
 from lightrft_engines.sglang_engine.faults import explained
 from lightrft_engines.sglang_engine.questions import ask, facts_of
 from lightrft_engines.sglang_engine.sampling import request, take
-from lightrft_engines.sglang_engine.transfer import way
 from lightrft_engines.vllm_engine.config import VllmConfig
 
 
@@ -103,9 +103,9 @@ def test_arguments_become_flags():
 
 
 def test_rounded_weights_go_where_they_can_be_proven():
-    assert way(SglangConfig(quantization="fp8")) == "shared_memory"
+    assert sync_way(SglangConfig(quantization="fp8"), is_on_cpu=False) == "shared_memory"
     with pytest.raises(UserError, match="go through shared memory") as caught:
-        way(SglangConfig(mode="server", quantization="fp8", sync="nccl"))
+        sync_way(SglangConfig(mode="server", quantization="fp8", sync="nccl"), is_on_cpu=False)
     assert caught.value.where == "engine.sync"
 
 

@@ -9,12 +9,14 @@ import torch
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 
+from lightrft_engines.serving.fitting import media_limits, refuse_on_cpu
 from lightrft_engines.serving.options import ServedConfig
 from lightrft_engines.sglang_engine.scheduler import LOADER
 
 GIBIBYTE = 1 << 30
 COLOCATED_SHARE, SERVER_SHARE = 0.4, 0.9
 CPU_CACHE = 1.0  # GiB for keys and values
+NO_SLEEP = "SGLang frees memory by CUDA's virtual memory: on a CPU there is none to give back."
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1"}
 Arguments = dict[str, Any]  # Any: values of SGLang's ServerArgs
 
@@ -41,7 +43,7 @@ def arguments(config: ServedConfig, setup: Setup) -> Arguments:
     """Arguments of `sglang.ServerArgs`; `UserError` for an option that this machine or model leaves without effect."""
     on_cpu = is_on_cpu()
     if on_cpu:
-        _refuse_on_cpu(config)
+        refuse_on_cpu(config, "SGLang", NO_SLEEP)
     model = setup.model_section
     dtype = served_dtype(config, setup)
     found: Arguments = {
@@ -59,7 +61,7 @@ def arguments(config: ServedConfig, setup: Setup) -> Arguments:
         "quantization": config.quantization,
         "enable_memory_saver": config.sleep,
         "enable_weights_cpu_backup": config.sleep and config.sleep_level == 1,
-        "limit_mm_data_per_request": _limits(config),
+        "limit_mm_data_per_request": media_limits(config),
         "custom_weight_loader": [LOADER],
         "sampling_defaults": "openai",  # no sampling option but those of the request
         "grammar_backend": "none",
@@ -131,24 +133,6 @@ def _bytes_per_token(setup: Setup, dtype: str, num_ranks: int) -> int:
     width = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     size = torch.bfloat16.itemsize if dtype == "auto" else getattr(torch, dtype).itemsize
     return int(2 * model.num_hidden_layers * max(1, heads // num_ranks) * width * size)
-
-
-def _limits(config: ServedConfig) -> dict[str, int] | None:
-    given = {"image": config.max_images, "video": config.max_videos}
-    return {kind: number for kind, number in given.items() if number is not None} or None
-
-
-def _refuse_on_cpu(config: ServedConfig) -> None:
-    """Options that need a GPU."""
-    reasons: Sequence[tuple[str, bool, str]] = (
-        ("sleep", config.sleep, "SGLang frees memory by CUDA's virtual memory: on a CPU there is none to give back."),
-        ("quantization", config.quantization is not None, "SGLang rounds weights to fp8 on GPUs only."),
-        ("memory_fraction", config.memory_fraction is not None, "it is for GPUs; engine.kv_cache_gb works on CPUs."),
-        ("sync", config.sync in ("ipc", "nccl"), f"{config.sync} moves weights between GPUs; use `auto`."),
-    )
-    for name, is_set, reason in reasons:
-        if is_set:
-            raise UserError(f"has no effect: {reason}", where=f"engine.{name}", hint="Leave it out.")
 
 
 def prepare(num_ranks: int = 1) -> None:

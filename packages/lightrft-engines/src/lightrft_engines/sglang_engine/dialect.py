@@ -9,16 +9,17 @@ from lightrft_core.errors import LightRFTError, UserError
 from lightrft_core.protocols import Setup
 
 from lightrft_engines.serving.engine import Facts, Samples
+from lightrft_engines.serving.fitting import sync_way
 from lightrft_engines.serving.http import FOREVER, Client, Refused
 from lightrft_engines.serving.process import own_address
 from lightrft_engines.serving.server import Server, Transfer
 from lightrft_engines.serving.siblings import Sibling
-from lightrft_engines.sglang_engine.arguments import arguments, command_line, environment
+from lightrft_engines.sglang_engine.arguments import arguments, command_line, environment, is_on_cpu
 from lightrft_engines.sglang_engine.config import SglangConfig
 from lightrft_engines.sglang_engine.faults import explained
 from lightrft_engines.sglang_engine.questions import Checked, ask, facts_of
 from lightrft_engines.sglang_engine.sampling import request, take
-from lightrft_engines.sglang_engine.transfer import Broadcast, choose, way
+from lightrft_engines.sglang_engine.transfer import Broadcast, choose
 
 MODULE = "lightrft_engines.sglang_engine.serve"
 
@@ -48,7 +49,7 @@ class SglangDialect:
             facts = ask(client.post_to, "facts")[0]
         except Refused as error:
             raise self._other(client, f"has none of LightRFT's schedulers: {error.what}.") from error
-        if not facts["takes_files"] and way(self._config) == "shared_memory":
+        if not facts["takes_files"] and sync_way(self._config, is_on_cpu=is_on_cpu()) == "shared_memory":
             raise self._other(client, "does not take weights through shared memory.")
         return facts_of(facts)
 
@@ -80,7 +81,7 @@ class SglangDialect:
 
     def transfer(self, client: Client, folder: Path) -> Transfer:
         """As `engine.sync` says; `UserError` where a server on another machine is to read this one's memory."""
-        world, config, chosen = self._setup.world, self._config, way(self._config)
+        world, config, chosen = self._setup.world, self._config, sync_way(self._config, is_on_cpu=is_on_cpu())
         is_leader = world.rank == 0
         if chosen == "nccl":
             own = own_address(client.is_loopback)

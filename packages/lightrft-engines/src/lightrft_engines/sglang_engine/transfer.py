@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightrft_core.errors import LightRFTError, UserError
+from lightrft_core.errors import LightRFTError
 from lightrft_core.protocols import Weights, World
 from torch import Tensor
 
 from lightrft_engines.serving.buckets import Bucket, buckets, write_shared
+from lightrft_engines.serving.fitting import sync_way
 from lightrft_engines.serving.options import ServedConfig
 from lightrft_engines.serving.server import Transfer
 from lightrft_engines.sglang_engine.arguments import is_on_cpu
@@ -195,24 +196,9 @@ def payload(flat: Any) -> str:  # Any: SGLang's FlattenedTensorBucket
     return str(MultiprocessingSerializer.serialize(told, output_str=True))
 
 
-def way(config: ServedConfig) -> str:
-    """The way that `engine.sync` names, or that fits this machine."""
-    if config.quantization is not None and config.sync in ("ipc", "nccl"):
-        raise UserError(
-            "has no effect: weights that are rounded on arrival go through shared memory, where they can be proven.",
-            where="engine.sync",
-            hint="Leave it out.",
-        )
-    if config.sync != "auto":
-        return config.sync
-    if is_on_cpu() or config.quantization is not None:
-        return "shared_memory"
-    return "ipc" if config.url is None else "nccl"
-
-
 def choose(config: ServedConfig, call: Call, world: World, folder: Path, *, is_leader: bool) -> Transfer:
     """The way for an engine on this machine."""
-    if way(config) == "shared_memory":
+    if sync_way(config, is_on_cpu=is_on_cpu()) == "shared_memory":
         return Files(call, is_leader, folder, config)
     return Handles(call, is_leader, world, config)
 

@@ -1,6 +1,6 @@
 """From options of a run to arguments of vLLM: the same for the library and for the server's command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,12 +8,14 @@ from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 from vllm.platforms import current_platform
 
+from lightrft_engines.serving.fitting import media_limits, refuse_on_cpu
 from lightrft_engines.vllm_engine import cpu
 from lightrft_engines.vllm_engine.config import VllmConfig
 
 EXTENSION = "lightrft_engines.vllm_engine.worker.Worker"
 GIBIBYTE = 1 << 30
 LOGPROBS = "processed_logprobs"  # of the distribution that was sampled: temperature and truncation applied
+NO_SLEEP = "vLLM's sleep mode needs a GPU: on a CPU there is no memory to give back."
 COLOCATED_SHARE, SERVER_SHARE = 0.4, 0.9
 Arguments = dict[str, Any]  # Any: values of vLLM's EngineArgs
 
@@ -22,7 +24,7 @@ def arguments(config: VllmConfig, setup: Setup) -> Arguments:
     """Arguments of `vllm.EngineArgs`; `UserError` for an option that this machine or model leaves without effect."""
     on_cpu = bool(current_platform.is_cpu())
     if on_cpu:
-        _refuse_on_cpu(config)
+        refuse_on_cpu(config, "vLLM", NO_SLEEP)
     model = setup.model_section
     found: Arguments = {
         "model": model.path,
@@ -41,7 +43,7 @@ def arguments(config: VllmConfig, setup: Setup) -> Arguments:
         "load_format": "auto" if setup.strategy is None else "dummy",
         "quantization": config.quantization,
         "enable_sleep_mode": config.sleep or None,
-        "limit_mm_per_prompt": _limits(config),
+        "limit_mm_per_prompt": media_limits(config),
         **_memory(config, on_cpu),
         **(cpu.ARGUMENTS if on_cpu else {}),
     }
@@ -81,24 +83,6 @@ def _memory(config: VllmConfig, on_cpu: bool) -> Arguments:
         return {"kv_cache_memory_bytes": int((config.kv_cache_gb or 1.0) * GIBIBYTE)}
     usual = COLOCATED_SHARE if config.mode == "colocated" else SERVER_SHARE
     return {"gpu_memory_utilization": config.memory_fraction or usual}
-
-
-def _limits(config: VllmConfig) -> dict[str, int] | None:
-    given = {"image": config.max_images, "video": config.max_videos}
-    return {kind: number for kind, number in given.items() if number is not None} or None
-
-
-def _refuse_on_cpu(config: VllmConfig) -> None:
-    """Options that vLLM's CPU build does not have."""
-    reasons: Sequence[tuple[str, bool, str]] = (
-        ("sleep", config.sleep, "vLLM's sleep mode needs a GPU: on a CPU there is no memory to give back."),
-        ("quantization", config.quantization is not None, "vLLM rounds weights to fp8 on GPUs only."),
-        ("memory_fraction", config.memory_fraction is not None, "it is for GPUs; engine.kv_cache_gb works on CPUs."),
-        ("sync", config.sync in ("ipc", "nccl"), f"{config.sync} moves weights between GPUs; use `auto`."),
-    )
-    for name, is_set, reason in reasons:
-        if is_set:
-            raise UserError(f"has no effect: {reason}", where=f"engine.{name}", hint="Leave it out.")
 
 
 def is_on_cpu() -> bool:

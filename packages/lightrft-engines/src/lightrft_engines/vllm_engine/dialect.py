@@ -10,14 +10,15 @@ from lightrft_core.errors import LightRFTError, UserError
 from lightrft_core.protocols import Setup
 
 from lightrft_engines.serving.engine import Facts, Samples
+from lightrft_engines.serving.fitting import sync_way
 from lightrft_engines.serving.http import FOREVER, Client, Refused
 from lightrft_engines.serving.server import Server, Transfer
 from lightrft_engines.serving.siblings import Sibling
-from lightrft_engines.vllm_engine.arguments import EXTENSION, LOGPROBS, arguments, command_line
+from lightrft_engines.vllm_engine.arguments import EXTENSION, LOGPROBS, arguments, command_line, is_on_cpu
 from lightrft_engines.vllm_engine.config import VllmConfig
 from lightrft_engines.vllm_engine.faults import explained
 from lightrft_engines.vllm_engine.sampling import settings
-from lightrft_engines.vllm_engine.transfer import choose_transfer, way
+from lightrft_engines.vllm_engine.transfer import choose_transfer
 
 ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
@@ -38,7 +39,7 @@ class VllmDialect:
     def command(self, host: str, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
         """Its module with our arguments as flags."""
         found = arguments(self._config, self._setup)
-        chosen = way(self._config)
+        chosen = sync_way(self._config, is_on_cpu=is_on_cpu())
         if chosen != "shared_memory":
             found["weight_transfer_config"] = json.dumps({"backend": chosen})
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", host, "--port", str(port)]

@@ -7,6 +7,7 @@ from lightrft_core.errors import UserError
 from lightrft_core.protocols import Weights, World
 
 from lightrft_engines.serving.buckets import MEBIBYTE, buckets, write_shared
+from lightrft_engines.serving.fitting import sync_way
 from lightrft_engines.serving.http import Client
 from lightrft_engines.serving.server import Transfer
 from lightrft_engines.vllm_engine.arguments import is_on_cpu
@@ -43,24 +44,9 @@ class SharedMemory:
         return results
 
 
-def way(config: VllmConfig) -> str:
-    """The way that `engine.sync` names, or that fits this machine."""
-    if config.quantization is not None and config.sync in ("ipc", "nccl"):
-        raise UserError(
-            "has no effect: weights that are rounded on arrival go through shared memory, where they can be proven.",
-            where="engine.sync",
-            hint="Leave it out.",
-        )
-    if config.sync != "auto":
-        return config.sync
-    if is_on_cpu() or config.quantization is not None:
-        return "shared_memory"
-    return "ipc" if config.url is None else "nccl"
-
-
 def choose_transfer(config: VllmConfig, client: Client, world: World, folder: Path) -> Transfer:
     """`UserError` where a server on another machine is to read this one's memory."""
-    chosen = way(config)
+    chosen = sync_way(config, is_on_cpu=is_on_cpu())
     if chosen in ("shared_memory", "ipc") and not client.is_loopback:
         raise UserError(
             f"{client.url} is another machine, which cannot read the memory of this one.",
