@@ -21,11 +21,16 @@ from lightrft_core.testing.toys import (
 )
 
 TOYS = "lightrft_core.testing.toys"
+BESIDE_A_TRAINER = [
+    "greedy takes the trainers likeliest token",
+    "logprobs are the trainers",
+    "a step of the trainer is served",
+]
 OBJECTIVE = Objective(loss=lambda inputs: None)
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "skipped"), [("task", "ToyTask", []), ("engine", "ToyEngine", ["logprobs are the trainers"])]
+    ("kind", "name", "skipped"), [("task", "ToyTask", []), ("engine", "ToyEngine", BESIDE_A_TRAINER)]
 )
 def test_toys_pass_the_kit(kind, name, skipped):
     component = Component(name="toy", target=f"{TOYS}:{name}", config=f"{TOYS}:{name}Config", summary="A toy.")

@@ -4,69 +4,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
 
-from lightrft_core.abilities import GaugingStrategy, Piece, StreamingEngine
-from lightrft_core.data import Batch, Completion, GenerateRequest, Group, Prompt, Rollout, Sampling
-from lightrft_core.descriptors import Component
+from lightrft_core.abilities import Piece, StreamingEngine
+from lightrft_core.data import Completion, GenerateRequest, Sampling
 from lightrft_core.errors import UserError
-from lightrft_core.frozen import FROZEN
-from lightrft_core.protocols import Setup
-from lightrft_core.testing.results import Case, Check, Skipped, require
-from lightrft_core.testing.toys import toy_prompts, toy_setup
+from lightrft_core.testing.engine_case import engine_of, is_frozen, requests
+from lightrft_core.testing.engine_trainer_checks import (
+    a_step_of_the_trainer_is_served,
+    greedy_takes_the_trainers_likeliest_token,
+    logprobs_are_the_trainers,
+)
+from lightrft_core.testing.results import Case, Check, require
 
-MAX_NEW_TOKENS = 6
 LOGPROB_TOLERANCE = 1e-4
-TRAINER_TOLERANCE = 0.02  # nats a token: bf16 and other kernels stay below, wrong positions or temperatures do not
-QUESTIONS = ("3", "How many legs has a cat?", "Count to ten. " * 6)
-
-
-def engine_of(case: Case) -> Any:  # Any: the engine under test
-    """The engine, built once. Without a setup of the caller's, toys are tried; what cannot use them is skipped."""
-    if "engine" not in case.parts:
-        setup = case.given or toy_setup(case.run_dir)
-        case.parts["setup"] = setup
-        case.parts["engine"] = _probed(case, setup)
-    engine = case.parts["engine"]
-    if isinstance(engine, Skipped):
-        raise engine
-    return engine
-
-
-def _probed(case: Case, setup: Setup) -> Any:  # Any: the engine under test, or why there is none
-    if case.given is not None:
-        return case.target(case.options, setup)
-    try:
-        engine = case.target(case.options, setup)
-        engine.generate(requests(setup, num_siblings=1)[:1])
-    except Exception as error:  # the boundary around a stranger's engine, which may rightly refuse toys
-        return Skipped(f"a model: pass `setup=` (with toys: {type(error).__name__}: {error})")
-    return engine
-
-
-def requests(setup: Setup, *, num_siblings: int = 3, **changes: Any) -> list[GenerateRequest]:  # Any: Sampling fields
-    """A request a prompt, with `changes` to the sampling."""
-    model = setup.require_model()
-    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=model.stop_token_ids)
-    return [
-        GenerateRequest(
-            prompt.id,
-            model.render(prompt),
-            tuple(1000 * number + sibling for sibling in range(num_siblings)),
-            replace(sampling, **changes),
-        )
-        for number, prompt in enumerate(prompts_for(setup))
-    ]
-
-
-def prompts_for(setup: Setup) -> Sequence[Prompt]:
-    """Toy prompts, and longer ones where the model adapter has words for them."""
-    model = setup.require_model()
-    asked = [
-        Prompt(id=f"check-{index}", messages=({"role": "user", "content": text},))
-        for index, text in enumerate(QUESTIONS)
-    ]
-    return asked if model.render(asked[1]) else toy_prompts()[:3]
 
 
 def every_seed_gets_a_completion(case: Case) -> None:
@@ -134,41 +84,6 @@ def greedy_takes_the_likeliest_token(case: Case) -> None:
         require(len({item.token_ids for item in completions}) == 1, "temperature 0 gives different completions")
 
 
-def logprobs_are_the_trainers(case: Case) -> None:
-    """By the gap that the strategy measures, sampled and greedy; a wrong temperature or position shows.
-
-    One with `frozen_weights` has none of the trainer's.
-    """
-    engine = engine_of(case)
-    if isinstance(case.descriptor, Component) and FROZEN in case.descriptor.provides:
-        return
-    setup = case.parts["setup"]
-    trainer = setup.require_strategy()
-    gauge: object = trainer
-    if not isinstance(gauge, GaugingStrategy):
-        raise Skipped("a strategy that measures the gap to the engine (`gap`)")
-    for temperature in (1.0, 0.0):
-        batch = _batch(setup, engine.generate(requests(setup, temperature=temperature)))
-        trainer.fill(batch, frozenset({"old_logprobs"}))
-        gap = gauge.gap(batch)
-        mean = gap.mean if gap is not None else math.nan
-        require(
-            mean <= TRAINER_TOLERANCE,
-            f"log-probabilities are not the trainer's at temperature {temperature:g}: off by {mean:.3g}",
-        )
-
-
-def _batch(setup: Setup, answers: Sequence[Sequence[Completion]]) -> Batch:
-    model, groups = setup.require_model(), []
-    for prompt, completions in zip(prompts_for(setup), answers, strict=True):
-        rollouts = [
-            Rollout(prompt.id, index, one.token_ids, "", one.logprobs, one.finish_reason, 0, reward=0.0)
-            for index, one in enumerate(completions)
-        ]
-        groups.append(Group(prompt, model.render(prompt), rollouts))
-    return model.collate(groups)
-
-
 def streams_tell_what_generate_returns(case: Case) -> None:
     """Where it streams: two at once that take turns, each token for token what `generate` returns."""
     engine = engine_of(case)
@@ -209,7 +124,7 @@ def update_weights_sets_the_version(case: Case) -> None:
     """And the fingerprint of what is served is the trainer's. One with `frozen_weights` refuses them."""
     engine = engine_of(case)
     strategy = case.parts["setup"].require_strategy()
-    if isinstance(case.descriptor, Component) and FROZEN in case.descriptor.provides:
+    if is_frozen(case):
         _refuses(lambda: engine.update_weights(strategy.weights, 7))
         return
     engine.sleep()
@@ -250,7 +165,9 @@ CHECKS: tuple[Check, ...] = (
     the_rest_of_the_batch_does_not_matter,
     limits_and_stop_tokens_are_honoured,
     greedy_takes_the_likeliest_token,
+    greedy_takes_the_trainers_likeliest_token,
     logprobs_are_the_trainers,
+    a_step_of_the_trainer_is_served,
     streams_tell_what_generate_returns,
     update_weights_sets_the_version,
     close_frees_it,

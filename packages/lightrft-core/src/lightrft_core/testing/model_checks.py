@@ -10,7 +10,7 @@ from lightrft_core.descriptors import ModelComponent
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import ModelSection
 from lightrft_core.testing import tensors
-from lightrft_core.testing.engine_checks import prompts_for
+from lightrft_core.testing.engine_case import prompts_for
 from lightrft_core.testing.results import Case, Check, Skipped, require
 from lightrft_core.testing.strategy_checks import completed_groups
 from lightrft_core.testing.torch_toys import tiny_policy

@@ -9,7 +9,7 @@ from lightrft_core.data import Batch, Group, LossInputs, LossOutput, Rollout, St
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import ModelAdapter, Setup
 from lightrft_core.testing import tensors
-from lightrft_core.testing.engine_checks import prompts_for
+from lightrft_core.testing.engine_case import prompts_for
 from lightrft_core.testing.results import Case, Check, Skipped, require
 from lightrft_core.testing.torch_toys import torch_setup
 
