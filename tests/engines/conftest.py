@@ -30,6 +30,13 @@ SIZES = {
 }
 
 
+def pytest_collection_finish(session):
+    """A first backward pass before any test: one after `torch.compile` would start threads for devices that it only
+    pretends to have, and a process with such threads cannot fork ranks."""
+    if not torch.cuda.is_available():
+        torch.zeros(1, requires_grad=True).sum().backward()
+
+
 def hf_config(kind: str, **changes):
     from transformers import Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config
 

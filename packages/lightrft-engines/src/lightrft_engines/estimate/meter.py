@@ -84,6 +84,7 @@ class Weightless:
     """A module with fake weights of one type in the place of meta ones, tied as they were. Changes the module."""
 
     def __init__(self, skeleton: nn.Module, dtype: torch.dtype) -> None:
+        _start_autograd()
         self.module, self._mode = skeleton.eval(), FakeTensorMode()
         made: dict[int, Tensor] = {}
         with self._mode:
@@ -121,3 +122,10 @@ def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
 def _key(tensor: Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata
     return key
+
+
+def _start_autograd() -> None:
+    """The first backward pass of a process settles for which devices autograd has threads. Fake tensors pretend to some
+    that are not there, and a process with such threads may not fork ranks any more."""
+    with torch.enable_grad():
+        torch.zeros(1, requires_grad=True).sum().backward()
