@@ -242,7 +242,6 @@ def test_disabled_wandb_needs_no_package(tmp_path, without):
 
 
 def test_wandb_offline_writes_into_the_runs_folder_and_keeps_its_id(tmp_path):
-    pytest.importorskip("wandb")
     (tmp_path / "run.yaml").write_text("optim: {lr: 0.001}\n")
     for _ in range(2):
         tracker = WandbTracker(WandbConfig(mode="offline"), setup(tmp_path))
@@ -253,7 +252,6 @@ def test_wandb_offline_writes_into_the_runs_folder_and_keeps_its_id(tmp_path):
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tracker = TensorboardTracker(TensorboardConfig(), setup(tmp_path))
