@@ -37,7 +37,7 @@ from transformers import Qwen2ForCausalLM
 GROUP, WARM_UP, PREFILL = 8, 3, 8192
 SIZES = {"small": SMALL, "wide": Size(hidden=1024, heads=16, kv_heads=4, intermediate=2816)}
 LENGTHS = ((16, 32), (128, 128))
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+FLASH = torch._scaled_dot_product_flash_attention_for_cpu
 Run = Callable[[], object]
 Record = dict[str, float | str]
 Part = tuple[Tensor, Tensor, Tensor]

@@ -16,7 +16,7 @@ from lightrft_engines.decode.readers import PaddedReader, Reader, SharedReader
 from lightrft_engines.decode.rows import Decode, Row, SharedPrompt, StopTexts
 from lightrft_engines.decode.session import Session
 from lightrft_engines.decode.sharing import longest_shared
-from lightrft_engines.decode.steps import PlainStep, Step
+from lightrft_engines.decode.steps import Step, direct_step
 
 
 class Decoder:
@@ -42,7 +42,7 @@ class Decoder:
         self.stop_token_ids = frozenset(stop_token_ids)
         self.max_batch_size, self.max_prefill_tokens = max_batch_size, max_prefill_tokens
         self.time_limit = math.inf if time_limit is None else time_limit
-        self._step: Callable[[], Step] = lambda: PlainStep(self.module)
+        self._step: Callable[[], Step] = lambda: direct_step(self.module)
         self.device = next(module.parameters()).device
         self.longest_shared = longest_shared(module)
         self.max_positions = _max_positions(module)

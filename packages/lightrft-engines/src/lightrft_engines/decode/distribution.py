@@ -108,17 +108,17 @@ def invert(scores_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
     mass_BNK = mass_BV.view(len(mass_BV), -1, BLOCK)
     blocks_BN = mass_BNK.sum(-1).double()
     edges_BN = blocks_BN.cumsum(-1)
-    total_B1 = edges_BN[:, -1:]
+    total_B1 = edges_BN.narrow(-1, -1, 1)
     target_B1 = uniforms_B.unsqueeze(-1) * total_B1
     block_B1 = _first_above(edges_BN, target_B1)
-    rest_B1 = target_B1 - edges_BN.gather(-1, block_B1) + blocks_BN.gather(-1, block_B1)
-    inside_BK = mass_BNK.take_along_dim(block_B1.unsqueeze(-1), 1).squeeze(1).double()
+    rest_B1 = target_B1.sub_(edges_BN.gather(-1, block_B1)).add_(blocks_BN.gather(-1, block_B1))
+    inside_BK = mass_BNK.gather(1, block_B1.unsqueeze(-1).expand(-1, -1, BLOCK)).squeeze(1).double()
     place_B1 = _first_above(inside_BK.cumsum(-1), rest_B1)
-    logprobs_B1 = (inside_BK.gather(-1, place_B1) / total_B1).log().float()
-    return (block_B1 * BLOCK + place_B1).squeeze(-1), logprobs_B1.squeeze(-1)
+    logprobs_B1 = inside_BK.gather(-1, place_B1).div_(total_B1).log_().float()
+    return block_B1.mul_(BLOCK).add_(place_B1).squeeze(-1), logprobs_B1.squeeze(-1)
 
 
 def _first_above(edges_BK: Tensor, target_B1: Tensor) -> Tensor:
     """Index [B, 1] of the first edge above the target: never an entry without mass, whatever was rounded."""
-    target_B1 = torch.minimum(target_B1, edges_BK[:, -1:] * BELOW_ONE).clamp_min(0)
-    return torch.searchsorted(edges_BK, target_B1, right=True).clamp_max(edges_BK.shape[-1] - 1)
+    target_B1 = torch.minimum(target_B1, edges_BK.narrow(-1, -1, 1) * BELOW_ONE).clamp_min_(0)
+    return torch.searchsorted(edges_BK, target_B1, right=True).clamp_max_(edges_BK.shape[-1] - 1)

@@ -21,8 +21,8 @@ def attend_with_lse(
 
     `bias` [B, 1, 1, S] is added to the scores; every query must see a key.
     """
-    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1]:
-        output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+    if query.is_cpu and key.shape[-1] == value.shape[-1]:
+        output, lse = torch._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=bias, scale=scaling
         )
         return output, lse

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from lightrft_engines.attention import no_mask
 from lightrft_engines.decode.cache import KeyValueCache, PromptSlot
 from lightrft_engines.decode.plans import PrefillPlan, StepPlan
-from lightrft_engines.decode.steps import PlainStep, Step
+from lightrft_engines.decode.steps import Step, direct_step
 
 TokenIds = tuple[int, ...]
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose whole state is keys and values
@@ -60,7 +60,7 @@ class SharedReader:
         run: Step | None = None,
     ) -> None:
         self.module, self.max_prefill_tokens = module, max_prefill_tokens
-        self.run = PlainStep(module) if run is None else run
+        self.run = direct_step(module) if run is None else run
         self.device = next(module.parameters()).device
         self.cache = KeyValueCache(max_rows, max_columns, self.device)
         self.plan = StepPlan(self.cache)

@@ -118,7 +118,7 @@ class Session:
             positions_RK = torch.tensor(counts, device=self.device) + torch.arange(AHEAD, device=self.device)
             self.numbers_RK, self.num_used = uniforms(self.seeds_R.unsqueeze(-1), positions_RK), 0
         self.num_used += 1
-        return self.numbers_RK[:, self.num_used - 1]
+        return self.numbers_RK.select(1, self.num_used - 1)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor, uniforms_R: Tensor) -> tuple[Tensor, list[int]]:
         """A token for each row; returns them and the rows that go on."""

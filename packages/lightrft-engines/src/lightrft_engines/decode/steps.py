@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from lightrft_engines.attention import AttentionPlan, no_mask
+from lightrft_engines.decode.direct import direct_twin
 
 
 class Step(Protocol):
@@ -12,6 +13,11 @@ class Step(Protocol):
 
     def __call__(self, tokens_R1: Tensor, positions_R1: Tensor, plan: AttentionPlan) -> Tensor:
         """Logits [R, V] after these tokens at these positions."""
+
+
+def direct_step(module: nn.Module) -> "PlainStep":
+    """A step by the module's twin, for one session."""
+    return PlainStep(direct_twin(module))
 
 
 class PlainStep:
@@ -31,5 +37,5 @@ class PlainStep:
             logits_to_keep=1,
             lightrft_plan=plan,
         )
-        logits: Tensor = output.logits[:, 0]
+        logits: Tensor = output.logits.select(1, 0)
         return logits
