@@ -27,7 +27,8 @@ def wrong(name, descriptor=Component, **facts):
 
 
 @pytest.mark.parametrize("kind, component", OFFERS, ids=[f"{kind}.{item.name}" for kind, item in OFFERS])
-def test_every_registered_component_conforms(kind, component):
+def test_every_registered_component_conforms(kind, component, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     check = partial(failures, kind, component)
     assert (apart(check) if kind == "strategy" else check()) == {}
 
@@ -165,6 +166,14 @@ def test_missing_requirements_are_a_skip_that_names_them():
     (result,) = check_component("engine", component, PLUGINS)
     assert result.ok and result.is_skipped
     assert "no-such-package>=9" in result.detail
+
+
+def test_a_machine_without_what_it_needs_is_a_skip_that_says_so(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    tracker = PLUGINS.find("tracker", "wandb", where="test")
+    last = check_component("tracker", tracker, PLUGINS)[-1]
+    assert last.is_skipped and "WANDB_API_KEY" in last.detail
 
 
 def test_missing_options_are_a_skip_that_names_them():

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from lightrft_core.data import Group, Prompt, Rollout, StepReport
-from lightrft_core.errors import EnvironmentUnfit, UserError
+from lightrft_core.errors import EnvironmentUnfit
 from lightrft_core.metrics_file import read_metrics
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import ModelSection, OptimSection, RunSection, SamplerSection
@@ -230,7 +230,7 @@ def test_wandb_online_without_a_key_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace())
-    with pytest.raises(UserError, match=r"wandb login.*WANDB_API_KEY.*mode=offline"):
+    with pytest.raises(EnvironmentUnfit, match=r"wandb login.*WANDB_API_KEY.*mode=offline"):
         WandbTracker(WandbConfig(), setup(tmp_path))
 
 
@@ -248,7 +248,8 @@ def test_wandb_offline_writes_into_the_runs_folder_and_keeps_its_id(tmp_path):
         tracker.log(report())
         tracker.close("done")
     run_id = (tmp_path / "wandb_id").read_text()
-    assert {path.name.split("-")[-1] for path in (tmp_path / "wandb").glob("offline-run-*")} == {run_id}
+    names = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]  # offline-run-TIME-ID, or TIME-ID-1
+    assert {name.split("-")[3] for name in names} == {run_id}
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightrft_core.descriptors import Component, Descriptor
-from lightrft_core.errors import UserError
+from lightrft_core.errors import EnvironmentUnfit, UserError
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import Section
 
@@ -92,6 +92,8 @@ def run_check(check: Check, case: Case) -> CheckResult:
         return CheckResult(name, ok=True, detail=check(case) or "")
     except Skipped as skip:
         return CheckResult(name, ok=True, detail=f"{SKIPPED}needs {skip}")
+    except EnvironmentUnfit as lack:
+        return CheckResult(name, ok=True, detail=f"{SKIPPED}needs another machine: {lack}")
     except (CheckFailed, UserError) as failure:
         return CheckResult(name, ok=False, detail=str(failure))
     except Exception as error:  # the boundary around a stranger's component: reported, never swallowed

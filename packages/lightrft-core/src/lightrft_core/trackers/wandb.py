@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from lightrft_core.data import StepReport
-from lightrft_core.errors import EnvironmentUnfit, UserError
+from lightrft_core.errors import EnvironmentUnfit
 from lightrft_core.protocols import Json, RunStatus, Setup
 from lightrft_core.redaction import redact_json
 from lightrft_core.sections import Section
@@ -28,7 +28,8 @@ class WandbConfig(Section):
     entity: str | None = None
     """User or team; by default the account's own."""
     mode: Literal["online", "offline", "disabled"] = "online"
-    """`offline` writes into the run's folder, to be sent later by `wandb sync`; `disabled` does nothing."""
+    """`offline` writes into the run's folder, to be sent later by `wandb sync`; `disabled` does nothing. Where it is not
+    set, wandb's own variable WANDB_MODE decides."""
     run_name: str | None = None
     """Name of the run; by default its folder's."""
     group: str | None = None
@@ -42,7 +43,8 @@ class WandbTracker:
 
     def __init__(self, config: WandbConfig, setup: Setup) -> None:
         self._run: Any = None  # a wandb run; the package is optional
-        if setup.world.rank != 0 or config.mode == "disabled":
+        mode = config.mode if "mode" in config.model_fields_set else os.environ.get("WANDB_MODE", config.mode)
+        if setup.world.rank != 0 or mode == "disabled":
             return
         try:
             wandb = importlib.import_module("wandb")
@@ -52,8 +54,8 @@ class WandbTracker:
                 where="trackers[wandb]",
                 hint="Install it with `pip install 'lightrft-core[wandb]'`.",
             ) from None
-        if config.mode == "online" and not _has_key():
-            raise UserError(
+        if mode == "online" and not _has_key():
+            raise EnvironmentUnfit(
                 "mode is 'online', but there is no wandb key.",
                 where="trackers[wandb].mode",
                 hint="Run `wandb login`, set WANDB_API_KEY, or use `--set trackers[wandb].mode=offline`.",
@@ -61,7 +63,7 @@ class WandbTracker:
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
-            mode=config.mode,
+            mode=mode,
             tags=list(config.tags),
             group=config.group,
             name=config.run_name or setup.run_dir.name,
