@@ -481,3 +481,42 @@ def test_tidying_removes_what_a_kill_left_behind_and_keeps_the_rest(tmp_path):
     (tmp_path / "notes").mkdir()
     checkpoints.tidy()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step_000002"]
+
+
+def weights_alone(root: Path, *steps: int, keep: int = 3) -> Checkpoints:
+    checkpoints = Checkpoints(root, keep)
+    for step in steps:
+        checkpoints.save(step, None, write)
+    return checkpoints
+
+
+def test_weights_alone_are_published_kept_and_hashed_as_others_are(tmp_path, caplog):
+    found = weights_alone(tmp_path, 2, 4, 6, 8, keep=2).newest()
+    assert names(tmp_path) == ["step_000006", "step_000008"]
+    assert (found.step, found.is_resumable) == (8, False)
+    assert sorted(path.name for path in found.path.iterdir()) == ["manifest.json", "model.safetensors", "optim"]
+    DAMAGE["flipped"](found.path / "model.safetensors")
+    assert Checkpoints(tmp_path, 2).newest().step == 6
+    assert "model.safetensors has another content than was written" in caplog.text
+
+
+def test_a_run_goes_on_from_the_newest_that_is_more_than_weights(tmp_path, caplog):
+    saved(tmp_path, 1, 2, keep=9)
+    weights_alone(tmp_path, 3, 4, keep=9)
+    checkpoints = Checkpoints(tmp_path, 9)
+    assert (checkpoints.newest().step, checkpoints.newest(resumable=True).step) == (4, 2)
+    assert (checkpoints.steps(), checkpoints.steps(resumable=True)) == ([1, 2, 3, 4], [1, 2])
+    assert [path.name for path in checkpoints.weights_alone()] == ["step_000004", "step_000003"]
+    assert on_ranks(2, lambda world: Checkpoints(tmp_path, 9).newest(world, resumable=True).step) == [2, 2]
+    DAMAGE["deleted"](tmp_path / "step_000002/state.json")
+    assert Checkpoints(tmp_path, 9).newest(resumable=True).step == 1
+    assert "state.json is missing" in caplog.text
+
+
+def test_a_full_disk_is_not_told_to_resume_from_weights_alone(tmp_path):
+    checkpoints = weights_alone(tmp_path / "checkpoints", 1)
+    with pytest.raises(RunFailed, match=r"step_000001 is intact\. Start another run from these weights: ") as failure:
+        checkpoints.save(2, None, no_space)
+    folder = tmp_path / "checkpoints/step_000001/hf"
+    assert f"`lightrft train {tmp_path}/run.yaml --set model.path={folder} --set run.name=" in str(failure.value)
+    assert "--resume" not in str(failure.value)

@@ -1,9 +1,11 @@
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import typer
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.cli import runs as runs_module
 from lightrft_core.errors import UserError
 from lightrft_core.metrics_file import metrics_line
@@ -76,6 +78,11 @@ def test_show_says_how_it_ended_and_how_to_go_on(app, tmp_path):
     assert "torch 2.13" in page
     assert "0.4 (2)" in page, "the best reward and its step"
     assert f"lightrft train --resume {run.path}" in page
+    shutil.rmtree(run.checkpoints / "step_000002")
+    Checkpoints(run.checkpoints, 1).save(2, None, lambda folder: None)
+    page = call(app, "show", "otter", "--dir", tmp_path)
+    assert "step_000002" in page
+    assert "--resume" not in page, "it holds the policy's weights alone"
 
 
 def test_show_as_json(app, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from lightrft_core import failures
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.errors import RankLost, RunFailed, StoppedEarly, UserError
 from lightrft_core.failures import Failure, first, noted, paragraph
 from lightrft_core.rundir import RunDir
@@ -114,6 +115,11 @@ def test_the_paragraph_names_the_rank_its_machine_and_its_output(run_dir):
 def test_the_paragraph_says_how_to_go_on_where_there_is_a_checkpoint(run_dir):
     (run_dir.checkpoints / "step_000002").mkdir()
     assert paragraph(FAILURE, run_dir).endswith(f"Go on with: lightrft train --resume {run_dir.path}")
+
+
+def test_the_paragraph_does_not_send_to_weights_that_no_run_goes_on_from(run_dir):
+    Checkpoints(run_dir.checkpoints, 1).save(2, None, lambda folder: None)
+    assert paragraph(FAILURE, run_dir) == "rank 3 on node7: the disk is full."
 
 
 def test_a_users_mistake_is_told_as_it_is_for_all_ranks_have_it(run_dir):

@@ -1,8 +1,9 @@
 """Going on with a run elsewhere or otherwise: what is noted, and what is refused."""
 
 import pytest
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.errors import UserError
-from lightrft_core.resumption import changes, history, note_changes, told
+from lightrft_core.resumption import changes, history, note_changes, require_resumable, told
 from lightrft_core.rundir import RunDir
 
 
@@ -53,3 +54,21 @@ def test_the_history_grows(resumed):
     before = {"world_size": 2, "resumed": [{"step": 1}]}
     assert [entry["step"] for entry in history(before, 5, 2)] == [1, 5]
     assert history(before, 5, 2)[-1]["changed"] == {}
+
+
+def test_a_run_whose_checkpoints_are_weights_alone_is_refused_before_anything_is_written(tmp_path):
+    run_dir = RunDir.create(tmp_path, "one")
+    require_resumable(run_dir)
+    checkpoints = Checkpoints(run_dir.checkpoints, 9)
+    for step in (1, 2):
+        checkpoints.save(step, None, lambda folder: None)
+    with pytest.raises(UserError) as refusal:
+        require_resumable(run_dir)
+    newest = run_dir.checkpoints / "step_000002"
+    assert str(refusal.value) == (
+        f"{newest}: holds the policy's weights alone, since checkpoint.resumable is false: no "
+        "optimizer state and no state of the run to go on from. Start another run from these weights: "
+        f"`lightrft train {run_dir.run_yaml} --set model.path={newest}/hf --set run.name=NEW_NAME`."
+    )
+    checkpoints.save(3, {"step": 3}, lambda folder: None)
+    require_resumable(run_dir)

@@ -1,13 +1,16 @@
 """Saving beside the loop, with toys: what waits for what, whose moment is saved, and where an error comes up."""
 
 import errno
+import itertools
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from lightrft_core.errors import RunFailed, StoppedEarly
 from lightrft_core.plugins import Plugins
+from lightrft_core.seal import list_files
 from lightrft_core.sections import CheckpointSection, EvaluationSection
 from lightrft_core.testing.toys import ToyWorlds
 
@@ -21,8 +24,8 @@ EVERY_STEP = CheckpointSection(every=1, keep=9, background=True)
 class Held(NotingStrategy):
     """Its staged copies are written only once `released` is set."""
 
-    def stage(self, *, export=None):
-        write = super().stage(export=export)
+    def stage(self, *, export=None, state=True):
+        write = super().stage(export=export, state=state)
         self.journal.note("stage")
 
         def write_later(folder):
@@ -52,8 +55,8 @@ def held(folder, options, release_at="generate", count=1):
 class Full(NotingStrategy):
     """The disk is full for the copies of one rank."""
 
-    def stage(self, *, export=None):
-        write = super().stage(export=export)
+    def stage(self, *, export=None, state=True):
+        write = super().stage(export=export, state=state)
 
         def write_nothing(folder):
             if self.world.rank == self.world.size - 1:
@@ -234,3 +237,80 @@ def test_a_strategy_that_cannot_be_saved_beside_its_training_is_refused(run_prob
     base = "model: {path: ./model}\ntask: {path: ./train.jsonl}\nrewards: [exact]\n"
     (text,) = run_problems(f"algorithm: grpo\n{base}checkpoint: {{every: 5, background: true}}\n")
     assert "single saves while training waits. Leave checkpoint.background out." in text
+
+
+WEIGHTS = CheckpointSection(every=2, keep=9, resumable=False)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_weights_alone_are_those_of_their_step_and_nothing_else(tmp_path, background):
+    section = WEIGHTS.model_copy(update={"background": background})
+    options = Options(steps=5, evaluation=QUIET, checkpoint=section)
+    run = toy_run(tmp_path / "weights", options)
+    whole = toy_run(tmp_path / "whole", replace(options, checkpoint=CheckpointSection(every=2, keep=9)))
+    for one in (run, whole):
+        one.trainer.run()
+    for step in (2, 4, 5):
+        found, other = run.parts.checkpoints.at(step), whole.parts.checkpoints.at(step)
+        assert [path.relative_to(found.path).as_posix() for path in list_files(found.path)] == [
+            "hf/toy.json",
+            "manifest.json",
+        ]
+        assert (found.path / "hf/toy.json").read_text() == (other.path / "toy.json").read_text()
+        assert not found.is_resumable
+
+
+@pytest.mark.parametrize("moment", ["generate", "train"])
+def test_a_run_of_weights_alone_that_is_stopped_goes_on_as_if_it_never_was(tmp_path, moment):
+    options = Options(steps=5, evaluation=QUIET, checkpoint=WEIGHTS)
+    whole = toy_run(tmp_path / "whole", options)
+    whole.trainer.run()
+    stopped = toy_run(tmp_path / "stopped", replace(options, max_time=100.0))
+
+    def stop(event):
+        if (event, stopped.trainer.step_done) == (moment, {"generate": 2, "train": 1}[moment]):
+            stopped.clock.now = 1000.0
+
+    stopped.journal.on = stop
+    with pytest.raises(StoppedEarly, match="stopped after step 2"):
+        stopped.trainer.run()
+    found = stopped.parts.checkpoints.newest()  # it replaced what was saved of this step by the section
+    assert (found.step, found.is_resumable, (found.path / "hf").exists()) == (2, True, False)
+    again = toy_run(tmp_path / "stopped", options)
+    again.parts.strategy.load(found.path)
+    again.trainer.resume(found.state)
+    again.trainer.run()
+    assert again.logits == whole.logits
+    assert again.parts.checkpoints.steps(resumable=True) == [2]
+
+
+def test_weights_alone_of_the_last_step_are_written_once_though_an_evaluation_follows(tmp_path):
+    run = toy_run(tmp_path, Options(steps=2, checkpoint=CheckpointSection(resumable=False)))
+    run.parts.callbacks = [listener := Listener()]
+    run.trainer.run()
+    assert listener.told == ["evaluation 0", "step 1", "step 2", "save 2 step_000002", "evaluation 2"]
+
+
+@pytest.mark.parametrize(("resumable", "seconds"), [(True, 1.0), (False, 6.0)])
+def test_a_time_limit_leaves_room_to_save_more_than_weights(tmp_path, monkeypatch, resumable, seconds):
+    monkeypatch.setattr("lightrft_core.saving.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    section = CheckpointSection(resumable=resumable)
+    run = toy_run(tmp_path, Options(steps=1, evaluation=QUIET, checkpoint=section, max_time=1e6))
+    run.trainer.run()
+    before = run.parts.stopper.seconds_left
+    run.parts.stopper.note_save(seconds)
+    assert run.parts.stopper.seconds_left == before
+    run.parts.stopper.note_save(seconds + 0.1)
+    assert run.parts.stopper.seconds_left < before
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("strategy.ema=true", "would lose the average of the weights that strategy.ema keeps."),
+        ("model.lora.rank=8", "would not save room: of model.lora a resumable checkpoint holds the adapters alone."),
+    ],
+)
+def test_weights_alone_are_refused_where_they_lose_an_average_or_save_no_room(run_problems, key, told):
+    (text,) = run_problems(sets=[key], flags=["--disable_ds_ckpt"])
+    assert text == f"--disable_ds_ckpt (checkpoint.resumable): {told} Leave one of the two out."

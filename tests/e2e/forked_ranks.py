@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -24,6 +25,12 @@ from lightrft_engines import embedded, text  # noqa: F401
 from lightrft_engines.training import fsdp2, single  # noqa: F401
 
 GRACE = 30.0  # seconds in which a rank must notice that another is gone
+HEAVY = {  # takes seconds to import, which the ranks of other strategies need not wait for
+    "strategy.use=deepspeed": (
+        "lightrft_engines.training.deepspeed",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # else every rank imports it, with torch's compiler
+    )
+}
 
 
 def start(source: str, run_dir: Path, sets: Sequence[str], num_ranks: int) -> list[int]:
@@ -98,6 +105,8 @@ def main() -> None:
     num_kills, draw, sets = int(sys.argv[4]), random.Random(int(sys.argv[5])), sys.argv[6:]
     torch.set_num_threads(1)
     sys.modules["matplotlib"] = None  # a plot at the end of each would take most of the time
+    for module in (name for setting in sets for name in HEAVY.get(setting, ())):
+        import_module(module)
     begin = time.monotonic()
     finish(start(source, out / "undisturbed", sets, num_ranks), out / "undisturbed")
     plan = moments(draw, time.monotonic() - begin)

@@ -18,6 +18,7 @@ VARIANTS = {
     "single": (),
     "fsdp2": ("strategy.use=fsdp2",),
     "fsdp2_in_background": ("strategy.use=fsdp2", "checkpoint.background=true", "checkpoint.export=true"),
+    "deepspeed": ("strategy.use=deepspeed", "strategy.stage=3"),
 }
 
 

@@ -134,25 +134,29 @@ def test_every_rank_writes_its_shards_alone(by_four):
 
 @pytest.mark.parametrize("use", ["single", "ddp", "fsdp2"])
 def test_a_staged_copy_is_of_its_moment_and_is_written_while_training_goes_on(kit, qwen_folder, tmp_path, use):
-    for name in ("direct", "staged"):
+    for name in ("direct", "staged", "alone"):
         (tmp_path / name).mkdir()
 
     def work(rank):
         strategy, adapter = build(kit, qwen_folder, use, critic=CRITIC, ema=True)
         step(kit, strategy, adapter, SHARES[2][rank], 0)
         strategy.save(tmp_path / "direct")
-        write = strategy.stage(export="hf")
+        write, write_alone = strategy.stage(export="hf"), strategy.stage(export="hf", state=False)
         trained = weights_of(strategy)
         thread = Thread(target=write, args=(tmp_path / "staged",))
         thread.start()
         for seed in (1, 2):
             step(kit, strategy, adapter, SHARES[2][rank], seed)
         thread.join()
+        write_alone(tmp_path / "alone")
         return trained
 
     trained = on_ranks(work, 2, tmp_path)[0]
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "staged/hf")
     assert largest({name: tensor.tolist() for name, tensor in exported.named_parameters()}, trained) == 0
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["hf"]
+    for path in (tmp_path / "alone/hf").iterdir():
+        assert path.read_bytes() == (tmp_path / "staged/hf" / path.name).read_bytes()
     shutil.rmtree(tmp_path / "staged/hf")
     require_equal(tmp_path / "direct", tmp_path / "staged")
     for name in ("random-00000.safetensors", "random-00001.safetensors", "strategy.json"):

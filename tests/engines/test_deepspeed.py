@@ -284,19 +284,24 @@ def test_a_missing_share_is_noticed(kit, qwen_folder, tmp_path, by_four):
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_staged_copy_is_of_its_moment(kit, qwen_folder, tmp_path, stage):
-    for name in ("direct", "staged"):
+    for name in ("direct", "staged", "alone"):
         (tmp_path / name).mkdir()
 
     def work(rank):
         strategy, adapter = build(kit, qwen_folder, "deepspeed", stage=stage, ema=True)
         step(kit, strategy, adapter, SHARES[2][rank], 0)
         strategy.save(tmp_path / "direct")
+        trained, write_alone = weights_of(strategy), strategy.stage(export="hf", state=False)
         thread = Thread(target=strategy.stage(), args=(tmp_path / "staged",))
         thread.start()
         step(kit, strategy, adapter, SHARES[2][rank], 1)
         thread.join()
+        write_alone(tmp_path / "alone")
+        return trained
 
-    on_ranks(work, 2, tmp_path)
+    trained = on_ranks(work, 2, tmp_path)[0]
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "alone/hf")
+    assert largest({name: tensor.tolist() for name, tensor in exported.named_parameters()}, trained) == 0
     require_equal(tmp_path / "direct", tmp_path / "staged")
 
 

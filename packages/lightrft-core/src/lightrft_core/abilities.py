@@ -158,11 +158,12 @@ class StagingStrategy(Strategy, Protocol):
         All ranks ask for it together the first time.
         """
 
-    def stage(self, *, export: str | None = None) -> Callable[[Path], None]:
+    def stage(self, *, export: str | None = None, state: bool = True) -> Callable[[Path], None]:
         """A copy of the state in CPU memory; all ranks call it together.
 
         What is returned writes the copy as `save` writes the state: it is called once, on every rank, by a second
-        thread, and touches no module. With `export` it also writes what `export` writes, into the folder of that name.
+        thread, and touches no module. With `export` it also writes what `export` writes, into the folder of that name;
+        without `state` that is all that is copied and written.
         """
 
 

@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
+from lightrft_core.contents import STATE, Checkpoint, is_weights_alone, read_share, start_from, state_text, step_of
 from lightrft_core.durable import sync_file, sync_folder
 from lightrft_core.errors import RunFailed
 from lightrft_core.protocols import Json, SoloWorld, World
@@ -32,24 +32,13 @@ from lightrft_core.seal import (
     read_manifest,
     remove,
     seal_text,
-    verify,
 )
 
 logger = logging.getLogger(__name__)
 Write = Callable[[Path], None]
 
-STATE: Final = "state.json"
 _NAME: Final = re.compile(r"(step|old_step)_(\d{6,})")
 _LEFTOVER: Final = re.compile(r"(tmp|gone)_step_\d{6,}")
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A whole checkpoint: every file of it has the size and hash that were sealed when it was written."""
-
-    path: Path
-    step: int
-    state: Json
 
 
 class Checkpoints:
@@ -67,13 +56,14 @@ class Checkpoints:
     ) -> Path:
         """Publish a checkpoint of `step`; called by all ranks together, each of which writes its files with `write`.
 
-        `write` gets an existing folder. `state` is kept in state.json. `also` are called after it, each once all ranks
-        are done with the one before. Raises `RunFailed` on every rank where any of them could not write; what was
-        there before is then untouched. Other errors of `write` are raised as they are on the rank that had them.
+        `write` gets an existing folder. `state` is kept in state.json; with None no run goes on from this checkpoint.
+        `also` are called after `write`, each once all ranks are done with the one before. Raises `RunFailed` on every
+        rank where any of them could not write; what was there before is then untouched. Other errors of `write` are
+        raised as they are on the rank that had them.
         """
         world = world or SoloWorld()
         final, beside = self.root / f"step_{step:06d}", self.root / f"tmp_step_{step:06d}"
-        text = _dump(state)
+        text = None if state is None else state_text(state)
         self._together(world, lambda: self._begin(beside) if world.rank == 0 else None)
         try:
             # one by one: a rank that fails must not leave the others waiting inside of the next
@@ -94,13 +84,15 @@ class Checkpoints:
         world.barrier()
         return final
 
-    def newest(self, world: World | None = None) -> Checkpoint | None:
+    def newest(self, world: World | None = None, *, resumable: bool = False) -> Checkpoint | None:
         """The newest whole checkpoint, or None without any. Each damaged one is named in a warning and passed over.
 
-        All ranks call it together, and each reads and hashes its share of the files.
+        `resumable` leaves those out that hold weights alone. All ranks call it together, and each reads and hashes its
+        share of the files.
         """
         world = world or SoloWorld()
-        names: list[str] = world.gather([path.name for path in self._published()] if world.rank == 0 else None)[0]
+        paths = self._published(resumable=resumable) if world.rank == 0 else []
+        names: list[str] = world.gather([path.name for path in paths])[0]
         return self._first_whole([self.root / name for name in names], world)
 
     def tidy(self, world: World | None = None) -> None:
@@ -109,20 +101,24 @@ class Checkpoints:
         published = self._published() if world.rank == 0 else []
         if published:
             self._clear_leftovers()
-            self._prune(_step_of(published[0]))
+            self._prune(step_of(published[0]))
         world.barrier()
 
-    def steps(self) -> list[int]:
+    def steps(self, *, resumable: bool = False) -> list[int]:
         """Steps of the published checkpoints, oldest first; whether they are whole is not asked."""
-        return sorted({_step_of(path) for path in self._published()})
+        return sorted({step_of(path) for path in self._published(resumable=resumable)})
+
+    def weights_alone(self) -> list[Path]:
+        """Those that no run goes on from, newest first."""
+        return [path for path in self._published() if is_weights_alone(path)]
 
     def at(self, step: int) -> Checkpoint | None:
         """The whole checkpoint of one step; None where there is none, with a warning where it is damaged."""
-        return self._first_whole([path for path in self._published() if _step_of(path) == step], SoloWorld())
+        return self._first_whole([path for path in self._published() if step_of(path) == step], SoloWorld())
 
     def _first_whole(self, paths: Sequence[Path], world: World) -> Checkpoint | None:
         for path in paths:
-            found, problem = _read_share(path, world.rank, world.size)
+            found, problem = read_share(path, world.rank, world.size)
             told = enumerate(world.gather(problem))
             problems = [f"rank {rank}: {text}" if rank else text for rank, text in told if text is not None]
             if found is not None and not problems:
@@ -132,12 +128,13 @@ class Checkpoints:
                 logger.warning("checkpoint %s is refused: %s", path, problems[0])
         return None
 
-    def _published(self) -> list[Path]:
+    def _published(self, *, resumable: bool = False) -> list[Path]:
         """Checkpoint folders, newest first; of one step the new one before the one it was to replace."""
         if not self.root.is_dir():
             return []
         folders = [path for path in self.root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
-        return sorted(folders, key=lambda path: (_step_of(path), path.name.startswith("step")), reverse=True)
+        folders = [path for path in folders if not (resumable and is_weights_alone(path))]
+        return sorted(folders, key=lambda path: (step_of(path), path.name.startswith("step")), reverse=True)
 
     def _begin(self, beside: Path) -> None:
         if not self.root.is_dir():
@@ -158,7 +155,7 @@ class Checkpoints:
                 remove(path)
 
     def _publish(self, beside: Path, final: Path, files: Files) -> None:
-        manifest = {"format": FORMAT, "step": _step_of(final), "files": dict(sorted(files.items()))}
+        manifest = {"format": FORMAT, "step": step_of(final), "files": dict(sorted(files.items()))}
         sealed = beside / f".{MANIFEST}"
         _write_text(sealed, seal_text(manifest))
         sealed.replace(beside / MANIFEST)
@@ -182,7 +179,7 @@ class Checkpoints:
 
     def _prune(self, step: int) -> None:
         """Remove what we wrote and need no more, now that a newer one is on the disk. A failure here loses nothing."""
-        earlier = [path for path in self._published() if _step_of(path) <= step and is_ours(path)]
+        earlier = [path for path in self._published() if step_of(path) <= step and is_ours(path)]
         whole = [path for path in earlier if path.name.startswith("step") and self._looks_whole(path)]
         kept = self._within_limits(whole)
         for path in [path for path in earlier if path not in kept]:
@@ -235,10 +232,13 @@ class Checkpoints:
         size = _size_of(newest) if newest else 0
         needed = f"; the last checkpoint took {size:,} bytes" if newest else ""
         kept = f"{newest} is intact." if newest else "There is no earlier checkpoint."
+        next_step = f"Make room, then go on with `lightrft train --resume {self.root.parent}`."
+        if newest is not None and not self.steps(resumable=True):
+            next_step = start_from(newest)
         return RunFailed(
             f"the checkpoint could not be written: {cause} ({_free_bytes(self.root):,} bytes free{needed}).",
             where=str(self.root),
-            hint=f"{kept} Make room, then go on with `lightrft train --resume {self.root.parent}`.",
+            hint=f"{kept} {next_step}",
         )
 
 
@@ -249,43 +249,13 @@ def _write_state(text: str | None, beside: Path) -> None:
         _write_text(beside / STATE, text)
 
 
-def _read_share(path: Path, rank: int, size: int) -> tuple[Checkpoint | None, str | None]:
-    """A checkpoint of whose files this rank's share was read and hashed, or what is wrong with it."""
-    try:
-        verify(path, rank, size)
-        return Checkpoint(path, _step_of(path), json.loads((path / STATE).read_text(encoding="utf-8"))), None
-    except (Damaged, OSError, ValueError) as problem:
-        return None, str(problem)
-
-
 def _size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in list_files(path))
-
-
-def _dump(value: Json) -> str:
-    _check_keys(value)
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _check_keys(value: Json, place: str = "state") -> None:
-    """JSON would quietly turn the key 3 into "3"; a resumed run would then look for 3 in vain."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{place} has the key {key!r}; checkpoint state takes text keys only")
-            _check_keys(item, f"{place}.{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for item in value:
-            _check_keys(item, place)
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     sync_file(path)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.rsplit("_", 1)[1])
 
 
 def _is_disk_error(error: Exception) -> bool:

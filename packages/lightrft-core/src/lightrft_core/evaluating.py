@@ -3,13 +3,16 @@
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from lightrft_core import launch
 from lightrft_core.assembly import Builder, build_core, build_evaluator, evaluator_of
+from lightrft_core.contents import EXPORT
 from lightrft_core.data import Group
 from lightrft_core.errors import UserError
+from lightrft_core.exporting import model_at
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import Engine
 from lightrft_core.rundir import RunDir
@@ -27,13 +30,14 @@ def measure(
     """The step, the metrics and this rank's groups; all ranks call it together. Without a folder it is step 0."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = run_dir or RunDir(Path(scratch))
+        checkpoint = None if run_dir is None else checkpoint_of(run_dir, step)
+        if checkpoint is not None and not checkpoint.is_resumable:
+            run_file = replace(run_file, model=model_at(run_file.model, checkpoint.path / EXPORT))
         with closing(build_core(run_file, plugins, folder, launch.world_size(), train=False)) as core:
-            found = 0
-            if run_dir is not None:
-                checkpoint = checkpoint_of(run_dir, step)
+            if checkpoint is not None and checkpoint.is_resumable:
                 core.strategy.load(checkpoint.path)
                 core.engine.update_weights(core.strategy.weights, checkpoint.step)
-                found = checkpoint.step
+            found = 0 if checkpoint is None else checkpoint.step
             evaluator = build_evaluator(core, run_file)
             assert evaluator is not None  # the caller looked for its task
             return found, *evaluator.measure(found)

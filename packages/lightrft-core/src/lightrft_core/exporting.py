@@ -1,16 +1,37 @@
-"""A strategy that does nothing but export: no task, no engine, no optimizer state, and on a machine without devices."""
+"""The policy of a checkpoint as a model of its own: no task, no engine, no optimizer state, no devices."""
 
+import shutil
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
+from lightrft_core import launch
 from lightrft_core.assembly import Builder
 from lightrft_core.chosen import Chosen
+from lightrft_core.contents import EXPORT, Checkpoint
 from lightrft_core.descriptors import Component
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import Strategy
 from lightrft_core.rundir import RunDir
 from lightrft_core.runfile import RunFile
 from lightrft_core.setups import first_setup
+
+
+def export_policy(run_file: RunFile, plugins: Plugins, run_dir: RunDir, checkpoint: Checkpoint, to: Path) -> None:
+    """Write it as a Hugging Face folder; the critic too, where the run exports it."""
+    if not checkpoint.is_resumable:
+        if launch.rank() == 0:
+            shutil.copytree(checkpoint.path / EXPORT, to, dirs_exist_ok=True)
+        return
+    with closing(build_exporter(run_file, plugins, run_dir)) as strategy:
+        strategy.load(checkpoint.path)
+        strategy.export(to)
+
+
+def model_at(model: Chosen, path: Path) -> Chosen:
+    """The same model adapter with the weights of a folder that was exported."""
+    return replace(model, config=model.config.model_copy(update={"path": str(path), "revision": None}))
 
 
 def build_exporter(run_file: RunFile, plugins: Plugins, run_dir: RunDir) -> Strategy:

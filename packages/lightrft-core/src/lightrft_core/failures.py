@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from lightrft_core import launch
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.errors import ExitCode, LightRFTError, RankLost
 from lightrft_core.rank_output import rank_log
 from lightrft_core.rundir import RunDir
@@ -85,7 +86,7 @@ def paragraph(failure: Failure, run_dir: RunDir) -> str:
     log = rank_log(run_dir.logs, failure.rank)
     if log.is_file() and log.stat().st_size:
         text += f" Its output is in {log}."
-    if any(run_dir.checkpoints.glob("step_*")) and "--resume" not in text:
+    if "--resume" not in text and Checkpoints(run_dir.checkpoints, keep=1).steps(resumable=True):
         text += f" Go on with: lightrft train --resume {run_dir.path}"
     return text
 

@@ -250,11 +250,8 @@ OUTPUT: Final = (
     Flag("max_ckpt_num", "checkpoint.keep", "int", "Newest checkpoints to keep."),
     Flag("max_ckpt_mem", "checkpoint.max_gb", "float", "GiB that all checkpoints together may take."),
     Flag("save_hf_ckpt", "checkpoint.export", "switch", "A Hugging Face folder in every checkpoint."),
-    Flag(
-        "disable_ds_ckpt",
-        Refused("a run keeps what it resumes from, for every strategy; --max_ckpt_num 1 keeps one checkpoint only"),
-        "switch", "No DeepSpeed checkpoint.",
-    ),
+    Flag("disable_ds_ckpt", sets("checkpoint.resumable", False), "switch",
+         "The Hugging Face folder alone in every checkpoint.", keys="checkpoint.resumable"),
     Flag("log_dir", Refused("metrics.jsonl and log.txt are in the run's folder: --save_path"), "text",
          "Folder of logs."),
     Flag("plot_every", "plots.every", "int", "Draw curves every so many steps."),

@@ -91,6 +91,7 @@ class Resolver:
         self._check_kl()
         self._check_group_size()
         self._check_abilities()
+        self._check_weights_alone()
         self._check_optimizers()
 
     def _refuse_unknown_sections(self) -> None:
@@ -272,6 +273,19 @@ class Resolver:
             part, node = self.one[section], self._section(section)
             if is_asked and part is not None and word not in part.component.provides:
                 self.report.add(section, (node.child("use") or node).origin, f"{part.name} {what}", hint)
+
+    def _check_weights_alone(self) -> None:
+        """What would be lost, or larger, in checkpoints that hold the policy's weights alone."""
+        saving, node = self.core.get("checkpoint"), self._section("checkpoint").child("resumable")
+        if node is None or not isinstance(saving, CheckpointSection) or saving.resumable:
+            return
+        for section, option, what in (
+            ("strategy", "ema", "would lose the average of the weights that strategy.ema keeps."),
+            ("model", "lora", "would not save room: of model.lora a resumable checkpoint holds the adapters alone."),
+        ):
+            part = self.one[section]
+            if part is not None and option in part.config.model_fields_set and getattr(part.config, option):
+                self.report.add("checkpoint.resumable", node.origin, what, "Leave one of the two out.")
 
     def _check_optimizers(self) -> None:
         """Every strategy updates by AdamW, and by what it says it does."""

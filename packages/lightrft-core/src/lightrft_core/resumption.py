@@ -6,10 +6,13 @@ another run from there on, which the manifest's `resumed` tells.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import yaml
 
+from lightrft_core.checkpoints import Checkpoints
+from lightrft_core.contents import start_from
 from lightrft_core.errors import UserError
 from lightrft_core.flat_keys import flat_run_file, flatten
 from lightrft_core.manifest import ABSENT
@@ -21,6 +24,24 @@ from lightrft_core.runfile import RunFile
 Changes = dict[str, list[Json]]  # dotted key -> the value before and the value now
 FIXED: Final = {"run.seed": "the order of its prompts and all that is drawn come from it"}
 PENDING: Final = "changed"
+
+
+def require_resumable(run_dir: RunDir) -> None:
+    """`UserError` where all checkpoints of a run are weights alone; without any it starts from step 0."""
+    checkpoints = Checkpoints(run_dir.checkpoints, keep=1)
+    alone = checkpoints.weights_alone()
+    if alone and not checkpoints.steps(resumable=True):
+        raise unresumable(alone[0])
+
+
+def unresumable(newest: Path) -> UserError:
+    """What is said of a run whose checkpoints are all weights alone; this is the newest."""
+    return UserError(
+        "holds the policy's weights alone, since checkpoint.resumable is false: no optimizer state and no state of the "
+        "run to go on from.",
+        where=str(newest),
+        hint=start_from(newest),
+    )
 
 
 def changes(run_dir: RunDir, run_file: RunFile) -> Changes:

@@ -335,6 +335,10 @@ class CheckpointSection(Section):
     waits for it. Off: training waits for every checkpoint."""
     export: bool = False
     """Write the policy into each checkpoint as a Hugging Face folder too, `hf`, ready to be served or evaluated."""
+    resumable: bool = True
+    """Keep what `--resume` goes on from: optimizer state, full-precision weights, and the state of the run. Off: a
+    checkpoint is the folder `hf` alone, a sixth to a third of the size; a run that is stopped early, by a signal or
+    `run.max_time`, still saves everything, so that it can go on."""
 
     @property
     def max_bytes(self) -> float | None:

@@ -10,7 +10,8 @@ from typing import cast
 
 from lightrft_core import failures, launch, manifest
 from lightrft_core.assembly import Core, build_core, build_selftest, build_trainer
-from lightrft_core.checkpoints import Checkpoint, Checkpoints
+from lightrft_core.checkpoints import Checkpoints
+from lightrft_core.contents import Checkpoint, step_of
 from lightrft_core.curves import Curves
 from lightrft_core.data import Group
 from lightrft_core.descriptors import Algorithm
@@ -21,7 +22,7 @@ from lightrft_core.phase_report import PhaseReport
 from lightrft_core.plugins import Plugins
 from lightrft_core.protocols import RunStatus
 from lightrft_core.rank_output import Say, to_terminal
-from lightrft_core.resumption import history, told
+from lightrft_core.resumption import history, told, unresumable
 from lightrft_core.rundir import RunDir, truncate_metrics
 from lightrft_core.runfile import RunFile
 from lightrft_core.selftest import describe
@@ -54,7 +55,7 @@ class Session:
                 with _told(trainer), noted():
                     core.rewards.start()
                     core.rewards.check(trainer.parts.task.everything())
-                    checkpoint = trainer.parts.checkpoints.newest(core.world) if resume else None
+                    checkpoint = self._resumed_from(trainer) if resume else None
                     if launch.rank() == 0:
                         self._describe(core, checkpoint)
                         curves = Curves(self.run_dir, self.run_file.plots.every)
@@ -114,6 +115,15 @@ class Session:
         if checkpoint is not None:
             described["resumed"] = history(self.run_dir.read_manifest(), checkpoint.step, core.world.size)
         self.run_dir.write_manifest(described)
+
+    def _resumed_from(self, trainer: Trainer) -> Checkpoint | None:
+        checkpoints = trainer.parts.checkpoints
+        found = checkpoints.newest(trainer.world, resumable=True)
+        if alone := [path for path in checkpoints.weights_alone() if found is None or step_of(path) > found.step]:
+            if found is None:
+                raise unresumable(alone[0])
+            self.say(f"{alone[0]} is newer, and holds the policy's weights alone")
+        return found
 
     def _resume(self, core: Core, trainer: Trainer, checkpoint: Checkpoint) -> None:
         core.strategy.load(checkpoint.path)

@@ -58,10 +58,10 @@ class Trainer:
             self.save()
             self.phases.peaks = largest(*self.world.gather(self.phases.peaks))
         except StepGivenUp:
-            self.save()
+            self.save(resumable=True)
             raise StoppedEarly(f"stopped after step {self.step_done} ({self._stop_reason()})") from None
         except StepRefused:
-            self.save()
+            self.save(resumable=True)
             raise
 
     def _one_round(self) -> None:
@@ -203,7 +203,7 @@ class Trainer:
         with self._phase("evaluate"):
             metrics, groups = self.parts.evaluator.measure(self.step_done)
         self.evaluations[self.step_done] = metrics
-        self._saver.saved_step = None  # what is saved lacks this evaluation
+        self._saver.note_evaluation()
         logger.info("evaluation at step %d: %s", self.step_done, metrics)
         for tracker in self.parts.trackers:
             tracker.log_evaluation(self.step_done, metrics)
@@ -212,10 +212,10 @@ class Trainer:
         self._store(groups, "eval")
         return metrics
 
-    def save(self) -> None:
-        """Have a checkpoint of this step on the disk."""
+    def save(self, *, resumable: bool = False) -> None:
+        """Have a checkpoint of this step on the disk; `resumable` where the run is to go on from it in any case."""
         with self._phase("save"):
-            self._saver.save(self.step_done, self.state)
+            self._saver.save(self.step_done, self.state, resumable=resumable)
 
     def close(self) -> None:
         """Let a save in flight end, however the run ended."""

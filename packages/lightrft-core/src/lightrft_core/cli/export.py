@@ -1,5 +1,6 @@
 """`lightrft export RUN --to DIR`: a checkpoint as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -29,7 +30,7 @@ def export(
     from lightrft_core.abilities import AveragingStrategy, LoraStrategy
     from lightrft_core.command_line import resolve_command_line
     from lightrft_core.errors import UserError
-    from lightrft_core.exporting import build_exporter
+    from lightrft_core.exporting import build_exporter, export_policy
     from lightrft_core.rundir import RunDir
     from lightrft_core.session import checkpoint_of
 
@@ -44,16 +45,19 @@ def export(
         what = f"strategy {run_file.strategy.name} trains no adapters."
         raise UserError(what, where="--adapter", hint="Leave it out.")
     checkpoint = checkpoint_of(run_dir, step)
-    strategy = build_exporter(run_file, plugins, run_dir)
-    try:
-        strategy.load(checkpoint.path)
-        if ema:
-            cast(AveragingStrategy, strategy).take_average()
-        if adapter:
-            cast(LoraStrategy, strategy).export_adapters(to)
-        else:
-            strategy.export(to)
-    finally:
-        strategy.close()
+    if not ema and not adapter:
+        export_policy(run_file, plugins, run_dir, checkpoint, to)
+    else:
+        if not checkpoint.is_resumable:
+            what, where = "this checkpoint holds the policy's weights alone.", "--ema" if ema else "--adapter"
+            raise UserError(what, where=where, hint="Leave it out, or choose another `--step`.")
+        with closing(build_exporter(run_file, plugins, run_dir)) as strategy:
+            strategy.load(checkpoint.path)
+            if ema:
+                cast(AveragingStrategy, strategy).take_average()
+            if adapter:
+                cast(LoraStrategy, strategy).export_adapters(to)
+            else:
+                strategy.export(to)
     if launch.rank() == 0:
         print(f"wrote step {checkpoint.step} of {run_dir.path} to {to}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.metrics_file import Series, read_metrics
 from lightrft_core.printable import printable
 from lightrft_core.protocols import Json
@@ -42,6 +43,7 @@ def details_of(run: RunDir) -> dict[str, Json]:
         **facts_of(run),
         "metrics": {name: summary_of(points) for name, points in ordered(series).items()},
         "checkpoints": checkpoints,
+        "resumable": Checkpoints(run.checkpoints, keep=1).steps(resumable=True),
         "plots": sorted(str(path) for path in run.plots.glob("*.png")),
         "seed": manifest.get("seed"),
         "formula": manifest.get("formula", {}),
@@ -97,7 +99,7 @@ def print_details(details: Mapping[str, Json]) -> None:
             low, high = f"{short(facts['min'])} ({facts['min_step']})", f"{short(facts['max'])} ({facts['max_step']})"
             table.add_row(printable(name), short(facts["first"]), short(facts["last"]), low, high)
         print_table(table)
-    if details["checkpoints"] and details["state"] in ("stopped", "failed", "killed"):
+    if details["resumable"] and details["state"] in ("stopped", "failed", "killed"):
         print(f"go on with  lightrft train --resume {details['path']}")
 
 

@@ -75,13 +75,14 @@ def prepare(
     from lightrft_core.errors import UserError
     from lightrft_core.frozen import require_trainable
     from lightrft_core.manifest import note_origins
-    from lightrft_core.resumption import changes, note_changes
+    from lightrft_core.resumption import changes, note_changes, require_resumable
     from lightrft_core.rundir import RunDir, default_name
 
     if resume is not None:
         if run is not None:
             raise UserError(f"--resume {resume} takes its run file from the run's folder", hint=f"Leave out {run!r}.")
         run_dir = RunDir.find(resume)
+        require_resumable(run_dir)
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
         check_batch(run_file, ranks)
         require_trainable(run_file)

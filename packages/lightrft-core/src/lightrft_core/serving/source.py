@@ -7,7 +7,7 @@ trainer holds weights beside the engine's.
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +16,7 @@ from lightrft_core.assembly import Builder
 from lightrft_core.chosen import Chosen
 from lightrft_core.command_line import resolve_command_line
 from lightrft_core.errors import Problems, UserError
-from lightrft_core.exporting import build_exporter
+from lightrft_core.exporting import export_policy, model_at
 from lightrft_core.frozen import is_frozen
 from lightrft_core.kinds import BY_NAME
 from lightrft_core.layers import merge_layers
@@ -97,14 +97,10 @@ def _of_run(run_dir: RunDir, step: int | None, texts: Sequence[str], folder: Pat
     _refuse_frozen(run_file.engine)
     checkpoint = checkpoint_of(run_dir, step)
     exported = folder / "model"
-    with closing(build_exporter(run_file, plugins, run_dir)) as strategy:
-        strategy.load(checkpoint.path)
-        strategy.export(exported)
-    config = run_file.model.config.model_copy(update={"path": str(exported), "revision": None})
+    export_policy(run_file, plugins, run_dir, checkpoint, exported)
     name = f"{run_dir.path.resolve().name}-step-{checkpoint.step}"
     limit = cast(SamplerSection, run_file.sampler.config).max_new_tokens
-    model = replace(run_file.model, config=config)
-    return Wanted(name, plugins, model, run_file.engine, run_file.patches_off, limit)
+    return Wanted(name, plugins, model_at(run_file.model, exported), run_file.engine, run_file.patches_off, limit)
 
 
 def _of_model(what: str, texts: Sequence[str]) -> Wanted:

@@ -125,7 +125,7 @@ def a_saved_run_goes_on_exactly(case: Case) -> None:
 
 
 def a_staged_copy_is_of_its_moment(case: Case) -> None:
-    """Stage, step, write: a fresh one that loads has the weights from before the step."""
+    """Stage, step, write: a fresh one that loads has the weights from before the step. An export may come alone."""
     strategy, folder = build(case), case.run_dir / "staged"
     if not isinstance(strategy, StagingStrategy):
         raise Skipped("a strategy that saves in the background (`stage`, `beside`)")
@@ -138,6 +138,11 @@ def a_staged_copy_is_of_its_moment(case: Case) -> None:
     other.load(folder)
     gap = _gap(_weights(other), before)
     require(gap == 0.0, f"what was staged differs by {gap:.3g} from the weights of that moment")
+    alone = case.run_dir / "staged_export"
+    alone.mkdir(exist_ok=True)
+    strategy.stage(export="hf", state=False)(alone)
+    names = [path.name for path in alone.iterdir()]
+    require(names == ["hf"], f"stage(export='hf', state=False) wrote {', '.join(names) or 'nothing'}, not `hf` alone")
 
 
 def fill_sets_what_is_needed(case: Case) -> None:

@@ -96,6 +96,7 @@ class TorchToyAdapter:
     def export(self, module: Module, path: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the names of the parameters; there is no Hugging Face folder of a toy."""
         names = list(weights) if weights is not None else [name for name, _ in module.named_parameters()]
+        path.mkdir(exist_ok=True)
         (path / "toy.txt").write_text("\n".join(names))
 
 

@@ -254,13 +254,13 @@ class ToyStrategy:
         """Write the table as JSON."""
         self.export(path)
 
-    def stage(self, *, export: str | None = None) -> Callable[[Path], None]:
+    def stage(self, *, export: str | None = None, state: bool = True) -> Callable[[Path], None]:
         """A copy of the table, and what writes it."""
         kept = ToyPolicy()
         kept.logits = {name: list(row) for name, row in self.policy.logits.items()}
 
         def write(path: Path) -> None:
-            for folder in [path] if export is None else [path, path / export]:
+            for folder in [path] * state + ([] if export is None else [path / export]):
                 folder.mkdir(exist_ok=True)
                 self._model.export(kept, folder)
 

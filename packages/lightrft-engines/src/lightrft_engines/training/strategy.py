@@ -245,10 +245,12 @@ class TorchStrategy:
         """See `abilities.StagingStrategy`."""
         return world_beside(self.world)
 
-    def stage(self, *, export: str | None = None) -> Callable[[Path], None]:
+    def stage(self, *, export: str | None = None, state: bool = True) -> Callable[[Path], None]:
         """See `abilities.StagingStrategy`."""
         write = self._exporter(copied=True) if export is not None else None
         more = None if write is None else lambda path: write(path / str(export))
+        if not state:
+            return more if more is not None and self.world.rank == 0 else lambda path: None
         return partial(self._kept().snapshot(copied=True, more=more).write, world=self.beside)
 
     def load(self, path: Path) -> None:
