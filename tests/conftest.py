@@ -15,7 +15,7 @@ from lightrft_core.overrides import parse_set
 from lightrft_core.plugins import Plugins
 from lightrft_core.runfile import RunFile, open_run_file
 
-pytest.register_assert_rewrite("tests.engines.served_checks")
+pytest.register_assert_rewrite(*(f"tests.engines.served_{what}" for what in ("checks", "gpu_checks", "ranks")))
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "packages/lightrft-core/src/lightrft_core/recipes"

@@ -142,3 +142,42 @@ def test_sleeping_and_waking_change_nothing_where_there_is_no_memory_to_give_bac
     trial.engine.sleep()
     trial.engine.wake()
     assert same(trial.engine.generate(trial.requests()), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "where", "said"),
+    [
+        ({"sleep": True}, "engine.sleep", "on a CPU there is no"),
+        ({"quantization": "fp8"}, "engine.quantization", "rounds weights to fp8 on GPUs only"),
+        ({"memory_fraction": 0.5}, "engine.memory_fraction", "engine.kv_cache_gb works on CPUs"),
+        ({"mode": "server", "sync": "ipc"}, "engine.sync", "ipc moves weights between GPUs"),
+        ({"mode": "server", "sync": "nccl"}, "engine.sync", "nccl moves weights between GPUs"),
+        ({"dtype": "bfloat16"}, "engine.dtype", "the trainer's weights are float32"),
+        ({"tensor_parallel": 2}, "engine.tensor_parallel", "there are 1 ranks"),
+    ],
+)
+def test_an_option_without_effect_here_is_refused(start, options, where, said):
+    with pytest.raises(UserError, match=said) as caught:
+        start(**options)
+    assert caught.value.where == where
+
+
+def test_a_server_listens_on_this_machine_only(server):
+    client = server.engine._backend._client
+    assert client.is_loopback and client.url.startswith("http://127.0.0.1:")
+
+
+def test_an_attached_engine_syncs_and_proves_too(server, start):
+    attached = start(mode="server", url=server.engine._backend._client.url)
+    attached.change(1.05)
+    assert attached.wrong() == attached.names()
+    attached.engine.update_weights(attached.strategy.weights, 3)
+    assert attached.wrong() == []
+    assert attached.gap(attached.requests(5, num=2)) < 1e-4
+    server.engine.update_weights(server.strategy.weights, 1)
+    assert server.wrong() == []
+
+
+def test_what_is_no_server_does_not_answer(start):
+    with pytest.raises(RunFailed, match="Connection refused"):
+        start(mode="server", url="http://127.0.0.1:9")

@@ -1,13 +1,33 @@
 """An engine with a process of its own beside the trainer that it serves, and what tests ask of the two."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
 from lightrft_core.data import Completion, GenerateRequest, Group, Prompt, Rollout, Sampling
 from lightrft_core.protocols import Engine, Setup, Strategy
 from lightrft_core.sections import OptimSection, RunSection, SamplerSection
+
+
+@contextmanager
+def refusing(status: int) -> Iterator[str]:
+    """The address of a server that refuses everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_error(status)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def same(one: Sequence[Sequence[Completion]], other: Sequence[Sequence[Completion]]) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightrft_engines.fingerprint import sample_positions
-from lightrft_engines.serving.served import Layers, left_out, sample
+from lightrft_engines.serving.served import Layers, left_out, sample, told
 from torch import nn
 
 
@@ -83,6 +83,14 @@ def test_workers_together_serve_the_sample_of_a_parameter(name, size):
         assert num == len(expected)
         served |= dict(entries)
     assert [served[place] for place in sorted(served)] == expected
+
+
+def test_of_a_weight_that_was_rounded_on_arrival_what_arrived_is_told():
+    received = {"norm.weight": [0.5, -2.0]}
+    assert told(LAYERS, worker(0, 1), "norm.weight", received) == (2, [(0, (0.5).hex()), (1, (-2.0).hex())])
+    num, entries = told(LAYERS, worker(0, 1), "norm.weight", {})
+    assert [float.fromhex(value) for _, value in entries] == WHOLE["norm.weight"].tolist()
+    assert num == len(entries)
 
 
 def test_what_is_not_served_has_no_sample():

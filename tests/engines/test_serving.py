@@ -11,9 +11,12 @@ import pytest
 import torch
 from lightrft_core.data import GenerateRequest, Sampling
 from lightrft_core.errors import EnvironmentUnfit, RunFailed, UserError
+from lightrft_core.protocols import SoloWorld
+from lightrft_core.testing.worlds import ToyWorlds
 from lightrft_engines.serving.buckets import buckets, read_shared, write_shared
 from lightrft_engines.serving.http import Client, Refused, Unreachable
 from lightrft_engines.serving.process import ServerProcess, free_port, require_free
+from lightrft_engines.serving.sharers import Sharers
 from lightrft_engines.serving.siblings import check_lengths, completions_of, from_json, siblings_of, to_json
 
 REQUESTS = [
@@ -101,6 +104,32 @@ def test_siblings_travel_between_ranks_as_json():
     for sibling in siblings_of(REQUESTS, (0,)):
         back = from_json(json.loads(json.dumps(to_json(sibling))))
         assert to_json(back) == to_json(sibling) and back.sampling == sibling.sampling
+
+
+def test_ranks_that_share_a_model_know_what_each_of_them_has_to_write():
+    def share(world):
+        sharers = Sharers(world, 2)
+        own = siblings_of(REQUESTS[world.rank % 2 :], (0,))
+        groups = sharers.siblings(own)
+        assert [to_json(one) for one in groups[sharers.place]] == [to_json(one) for one in own]
+        return sharers.is_leader, sharers.gather(world.rank), [len(group) for group in groups]
+
+    found = ToyWorlds(4).run(share)
+    assert [is_leader for is_leader, _, _ in found] == [True, False, True, False]
+    assert [places for _, places, _ in found] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert all(sizes == [3, 1] for _, _, sizes in found)
+
+
+def test_a_rank_with_a_model_to_itself_sends_nothing():
+    siblings = siblings_of(REQUESTS, ())
+    (own,) = Sharers(ToyWorlds(3).run(lambda world: world)[1], 1).siblings(siblings)
+    assert all(one is other for one, other in zip(own, siblings, strict=True))
+
+
+def test_ranks_that_cannot_share_a_model_are_refused():
+    with pytest.raises(UserError, match="2 ranks cannot share a copy of the model: there are 1 ranks") as caught:
+        Sharers(SoloWorld(), 2)
+    assert caught.value.where == "engine.tensor_parallel" and "engine.mode" in caught.value.hint
 
 
 @pytest.mark.parametrize(("prompt", "said"), [((), "has no tokens"), ((1,) * 9, "9 tokens and 4 new ones are more")])

@@ -4,10 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines.served_fixtures import *  # noqa: F403  # each is a fixture of this engine
 from tests.engines.served_trials import Trial
-from tests.engines.sglang_engine.opening import build
+from tests.engines.sglang_engine import opening
 
 SIZES = {"intermediate_size": 64}  # on CPUs SGLang widens others to a multiple of 32
+
+
+@pytest.fixture(scope="session")
+def build():
+    return opening.build
 
 
 @pytest.fixture(scope="session")
@@ -22,31 +28,6 @@ def tied_folder(kit, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(folder, tmp_path_factory):
-    """Builds a trial; engines end with the session."""
-    trials = []
-
-    def begin(path: Path | None = None, **options) -> Trial:
-        trials.append(build(path or folder, tmp_path_factory.mktemp("run"), **options))
-        return trials[-1]
-
-    yield begin
-    for trial in trials:
-        trial.engine.close()
-
-
-@pytest.fixture(scope="session")
 def colocated(start, tied_folder) -> Trial:
     """Of a model whose embeddings are tied; its vocabulary of 97 is padded either way."""
     return start(tied_folder, bucket_mb=1)
-
-
-@pytest.fixture(scope="session")
-def server(start) -> Trial:
-    return start(mode="server", restart=True, bucket_mb=1)
-
-
-@pytest.fixture(params=["colocated", "server"])
-def trial(request) -> Trial:
-    """The engine in each of its modes."""
-    return request.getfixturevalue(request.param)

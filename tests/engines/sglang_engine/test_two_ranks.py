@@ -1,14 +1,9 @@
 """Two ranks under torchrun that share one copy of the model, and two as clients of one server."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
 from tests.engines import served_trials
+from tests.engines.served_ranks import check_two_ranks
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
@@ -28,13 +23,5 @@ def test_ranks_write_what_one_process_writes_with_weights_in_sync(kind, request,
     options = {"tensor_parallel": 2}
     if kind == "clients":
         options = {"mode": "server", "url": request.getfixturevalue("server").engine._backend._client.url}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.engines.sglang_engine.two_ranks", str(folder), str(tmp_path), json.dumps(options)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert first["wrong"] == second["wrong"] == []
-    assert max(first["gap"], second["gap"]) < 1e-4
-    assert [*first["tokens"], *second["tokens"]] == alone(folder, tmp_path)
-    assert first["sum"] == second["sum"] == [2.0]
+    expected = alone(folder, tmp_path)
+    check_two_ranks("tests.engines.sglang_engine.two_ranks", folder, tmp_path, options, expected)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from lightrft_core.errors import RunFailed, UserError
@@ -35,8 +36,10 @@ def test_a_killed_server_is_a_named_failure_where_it_may_not_start_anew(server):
     assert caught.value.where == "engine" and "sglang.log" in caught.value.hint
 
 
-def test_a_killed_scheduler_is_a_named_failure_and_this_process_goes_on(colocated):
+def test_a_killed_scheduler_is_a_named_failure_and_this_process_goes_on_without_its_memory(colocated):
     inside = colocated.engine._backend._inside
+    loads = Path(inside._engine.tokenizer_manager.load_snapshot_reader.path)
+    assert loads.exists()
     os.kill(inside._children[0].pid, signal.SIGKILL)
     begun = time.monotonic()
     with pytest.raises(RunFailed, match="a process of the engine ended with status -9") as caught:
@@ -45,6 +48,7 @@ def test_a_killed_scheduler_is_a_named_failure_and_this_process_goes_on(colocate
     assert caught.value.where == "engine" and "sglang.log" in caught.value.hint
     colocated.engine.close()
     assert not any(child.is_alive() for child in inside._children)
+    assert not loads.exists()
 
 
 def test_a_context_beyond_the_models_names_the_option(start):

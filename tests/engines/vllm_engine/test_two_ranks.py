@@ -1,13 +1,8 @@
 """Two ranks under torchrun: sharing one copy of the model, with a copy each, and as clients of one server."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.conftest import ROOT
+from tests.engines.served_ranks import check_two_ranks
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -28,13 +23,4 @@ def alone(start):
     ids=["one copy", "a copy each", "one server"],
 )
 def test_ranks_write_what_one_process_writes_with_weights_in_sync(options, folder, alone, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.engines.vllm_engine.two_ranks", str(folder), str(tmp_path), json.dumps(options)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert first["wrong"] == second["wrong"] == []
-    assert max(first["gap"], second["gap"]) < 1e-4
-    assert [*first["tokens"], *second["tokens"]] == alone
-    assert first["sum"] == second["sum"] == [2.0]
+    check_two_ranks("tests.engines.vllm_engine.two_ranks", folder, tmp_path, options, alone)

@@ -16,8 +16,14 @@ def fingerprint(name: str, tensor: "Tensor") -> float:
     The same bits for the same values on every device and for every number of threads; a permutation of the entries
     changes it, and so does another name.
     """
+    return weigh(sampled(name, tensor))
+
+
+def sampled(name: str, tensor: "Tensor") -> list[float]:
+    """The entries that count."""
     sample = sample_positions(name, tensor.numel())
-    return weigh(tensor.detach().reshape(-1)[sample.start :: sample.step].cpu().double().tolist())
+    values: list[float] = tensor.detach().reshape(-1)[sample.start :: sample.step].cpu().double().tolist()
+    return values
 
 
 def sample_positions(name: str, numel: int) -> range:

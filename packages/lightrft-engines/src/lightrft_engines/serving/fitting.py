@@ -3,9 +3,12 @@
 from typing import Literal
 
 from lightrft_core.errors import UserError
+from lightrft_core.protocols import Setup
 
 from lightrft_engines.serving.options import ServedConfig
 
+GIBIBYTE = 1 << 30
+COLOCATED_SHARE, SERVER_SHARE = 0.4, 0.9
 Way = Literal["shared_memory", "ipc", "nccl"]
 
 
@@ -20,6 +23,25 @@ def refuse_on_cpu(config: ServedConfig, label: str, sleep: str) -> None:
     for name, is_set, reason in reasons:
         if is_set:
             raise UserError(f"has no effect: {reason}", where=f"engine.{name}", hint="Leave it out.")
+
+
+def served_dtype(config: ServedConfig, setup: Setup, *, is_on_cpu: bool) -> str:
+    """The trainer's numbers; `UserError` where others are asked for: what is served must be what was trained."""
+    if setup.strategy is None:
+        return "float32" if config.dtype == "auto" and is_on_cpu else config.dtype
+    trained = str(next(iter(setup.strategy.weights()))[1].dtype).removeprefix("torch.")
+    if config.dtype not in ("auto", trained):
+        raise UserError(
+            f"the trainer's weights are {trained}, and the engine serves them bit for bit.",
+            where="engine.dtype",
+            hint="Leave it out, or set strategy.precision alike.",
+        )
+    return trained
+
+
+def memory_share(config: ServedConfig) -> float:
+    """Of the GPU's memory, weights included."""
+    return config.memory_fraction or (COLOCATED_SHARE if config.mode == "colocated" else SERVER_SHARE)
 
 
 def media_limits(config: ServedConfig) -> dict[str, int] | None:

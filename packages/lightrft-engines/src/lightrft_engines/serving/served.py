@@ -7,6 +7,7 @@ its layer. vLLM and SGLang share these layers' names and fields. Nothing is know
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightrft_engines.fingerprint import sample_positions
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 FUSIONS = {"qkv_proj": ATTENTION, "gate_up_proj": ("gate_proj", "up_proj")}
 Served = Mapping[str, nn.Parameter]
+Entries = tuple[int, list[tuple[int, str]]]  # size of a sample; places in it with their values
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,18 @@ class Layers:
     column: type[Any]
     row: type[Any]
     renamed: Callable[[nn.Module, str], str]
+
+
+def layers_in(linear: ModuleType, embedding: ModuleType, renamed: Callable[[nn.Module, str], str]) -> Layers:
+    """Those of the engine's two modules, by the names that vLLM and SGLang give them."""
+    return Layers(
+        embedding.VocabParallelEmbedding,
+        linear.QKVParallelLinear,
+        linear.MergedColumnParallelLinear,
+        linear.ColumnParallelLinear,
+        linear.RowParallelLinear,
+        renamed,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +60,16 @@ class Place:
     shape: tuple[int, ...]
     dim: int
     pieces: tuple[Piece, ...]
+
+
+def told(layers: Layers, model: nn.Module, name: str, received: Mapping[str, Sequence[float]]) -> Entries | None:
+    """The sample with its values in hexadecimal: exact.
+
+    Quantized weights are other numbers than the trainer's: of these it tells what was `received` to be rounded.
+    """
+    values = received.get(name)
+    found = sample(layers, model, name) if values is None else (len(values), list(enumerate(values)))
+    return None if found is None else (found[0], [(place, value.hex()) for place, value in found[1]])
 
 
 def sample(layers: Layers, model: nn.Module, name: str) -> tuple[int, list[tuple[int, float]]] | None:

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 
-from lightrft_engines.serving.fitting import media_limits, refuse_on_cpu
+from lightrft_engines.serving.fitting import GIBIBYTE, media_limits, memory_share, refuse_on_cpu, served_dtype
 from lightrft_engines.serving.options import ServedConfig
 from lightrft_engines.sglang_engine.scheduler import LOADER
 
-GIBIBYTE = 1 << 30
-COLOCATED_SHARE, SERVER_SHARE = 0.4, 0.9
 CPU_CACHE = 1.0  # GiB for keys and values
 NO_SLEEP = "SGLang frees memory by CUDA's virtual memory: on a CPU there is none to give back."
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1"}
@@ -45,7 +42,7 @@ def arguments(config: ServedConfig, setup: Setup) -> Arguments:
     if on_cpu:
         refuse_on_cpu(config, "SGLang", NO_SLEEP)
     model = setup.model_section
-    dtype = served_dtype(config, setup)
+    dtype = served_dtype(config, setup, is_on_cpu=on_cpu)
     found: Arguments = {
         "model_path": model.path,
         "tokenizer_path": getattr(model, "tokenizer", None) or model.path,
@@ -98,23 +95,8 @@ def command_line(found: Mapping[str, Any]) -> list[str]:  # Any: as in Arguments
     return flags
 
 
-def served_dtype(config: ServedConfig, setup: Setup) -> str:
-    """The trainer's numbers; `UserError` where others are asked for: what is served must be what was trained."""
-    if setup.strategy is None:
-        return "float32" if config.dtype == "auto" and is_on_cpu() else config.dtype
-    trained = str(next(iter(setup.strategy.weights()))[1].dtype).removeprefix("torch.")
-    if config.dtype not in ("auto", trained):
-        raise UserError(
-            f"the trainer's weights are {trained}, and the engine serves them bit for bit.",
-            where="engine.dtype",
-            hint="Leave it out, or set strategy.precision alike.",
-        )
-    return trained
-
-
 def _memory(config: ServedConfig, setup: Setup, dtype: str, on_cpu: bool) -> Arguments:
-    usual = COLOCATED_SHARE if config.mode == "colocated" else SERVER_SHARE
-    found: Arguments = {"mem_fraction_static": config.memory_fraction or usual}
+    found: Arguments = {"mem_fraction_static": memory_share(config)}
     if config.kv_cache_gb is not None or on_cpu:
         size = int((config.kv_cache_gb or CPU_CACHE) * GIBIBYTE)
         found["max_total_tokens"] = size // _bytes_per_token(setup, dtype, config.tensor_parallel)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightrft_core.errors import LightRFTError, RunFailed, UserError
+from lightrft_core.errors import LightRFTError, RunFailed
 from lightrft_core.protocols import Setup, Weights
 
 from lightrft_engines.serving.buckets import SHARED
 from lightrft_engines.serving.engine import Facts, Samples
 from lightrft_engines.serving.server import Transfer
-from lightrft_engines.serving.siblings import Sibling, from_json, to_json
+from lightrft_engines.serving.sharers import Sharers
+from lightrft_engines.serving.siblings import Sibling
 from lightrft_engines.sglang_engine.arguments import arguments, is_on_cpu
 from lightrft_engines.sglang_engine.config import SglangConfig
 from lightrft_engines.sglang_engine.inside import Inside
@@ -32,13 +33,8 @@ class Colocated:
 
     def __init__(self, config: SglangConfig, setup: Setup) -> None:
         self._config, self._setup, self._world = config, setup, setup.world
-        if self._world.size % config.tensor_parallel:
-            raise UserError(
-                f"{config.tensor_parallel} ranks cannot share a copy of the model: there are {self._world.size} ranks.",
-                where="engine.tensor_parallel",
-                hint="Colocated it divides the number of ranks; in a server (engine.mode: server) it need not.",
-            )
-        self._is_leader = self._world.rank % config.tensor_parallel == 0
+        self._sharers = Sharers(self._world, config.tensor_parallel)
+        self._is_leader = self._sharers.is_leader
         self._folder = tempfile.TemporaryDirectory(prefix="lightrft-", dir=SHARED if SHARED.is_dir() else None)
         self._inside: Inside | None = None
         self._transfer: Transfer | None = None
@@ -52,7 +48,7 @@ class Colocated:
                 facts = self._launch()
             except LightRFTError as error:
                 failure, facts = error, {"error": str(error)}
-        told = self._of_my_leader(facts)
+        told = self._sharers.gather(facts)[0]
         if "error" in told:
             raise failure or RunFailed(told["error"])
         is_leader = self._is_leader
@@ -62,16 +58,9 @@ class Colocated:
 
     def write(self, siblings: Sequence[Sibling]) -> None:
         """All at once; the leader writes for all that share its model."""
-        everyone = [list(siblings)]
-        if self._config.tensor_parallel > 1:
-            gathered = self._of_my_group(self._world.gather([to_json(one) for one in siblings]))
-            everyone = [[from_json(item) for item in items] for items in gathered]
-        answers: list[list[Any]] = []  # Any: SGLang's JSON
-        if self._is_leader:
-            answers = self._written(everyone)
-        if self._config.tensor_parallel > 1:
-            answers = self._of_my_leader(answers)
-        for sibling, answer in zip(siblings, answers[self._world.rank % self._config.tensor_parallel], strict=True):
+        everyone = self._sharers.siblings(siblings)
+        answers = self._sharers.gather(self._written(everyone) if self._is_leader else None)[0]
+        for sibling, answer in zip(siblings, answers[self._sharers.place], strict=True):
             take(sibling, answer)
 
     def load(self, weights: Weights) -> Sequence[str]:
@@ -83,7 +72,7 @@ class Colocated:
     def samples(self, names: Sequence[str]) -> Sequence[Samples]:
         """Of the workers that share this copy of the model."""
         told = ask(self._call, "samples", names) if self._is_leader else []
-        return cast(Sequence[Samples], told if self._config.tensor_parallel == 1 else self._of_my_leader(told))
+        return cast(Sequence[Samples], self._sharers.gather(told)[0])
 
     def reset_cache(self) -> None:
         """Prefixes; SGLang keeps no other cache of what the weights made."""
@@ -132,14 +121,6 @@ class Colocated:
 
     def _call(self, route: str, body: Any) -> Any:  # Any: JSON
         return self._require().call(route, body)
-
-    def _of_my_group(self, items: Sequence[Any]) -> list[Any]:  # Any: JSON of each rank
-        size = self._config.tensor_parallel
-        first = self._world.rank // size * size
-        return list(items[first : first + size])
-
-    def _of_my_leader(self, item: Any) -> Any:  # Any: JSON
-        return self._of_my_group(self._world.gather(item))[0]
 
     def _require(self) -> Inside:
         if self._inside is None:

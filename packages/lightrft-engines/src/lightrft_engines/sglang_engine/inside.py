@@ -25,6 +25,7 @@ from lightrft_engines.serving.process import plain_environment
 from lightrft_engines.serving.undisturbed import undisturbed
 from lightrft_engines.sglang_engine.arguments import Arguments, prepare
 from lightrft_engines.sglang_engine.faults import explained
+from lightrft_engines.sglang_engine.leftovers import remove_loads
 
 if TYPE_CHECKING:
     from sglang.srt.entrypoints.engine import Engine
@@ -83,10 +84,11 @@ class Inside:
         return answers
 
     def close(self) -> None:
-        """End SGLang's processes, and nothing else."""
+        """End SGLang's processes, and nothing else; what they leave on the machine goes too."""
         if self._engine is not None:
             with contextlib.suppress(LightRFTError):
                 self._on_thread(lambda: _let_go(self._require()), "end")
+            remove_loads(self._engine.tokenizer_manager)
             self._engine = None
         self._end()
 

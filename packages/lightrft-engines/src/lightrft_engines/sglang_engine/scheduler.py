@@ -7,14 +7,12 @@ its answers are numbers, so ours travel as the numbers of their bytes.
 
 import json
 import signal
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightrft_engines.decode.rows import TAIL_SLACK
-from lightrft_engines.fingerprint import sample_positions
+from lightrft_engines.fingerprint import sampled
 from lightrft_engines.serving.buckets import read_shared
 
 QUESTION = "lightrft:"
@@ -82,16 +80,9 @@ def load_file(model: Any, named_tensors: Any) -> None:  # Any: SGLang's model; p
     for path, _ in named_tensors:
         bucket = read_shared(path)
         if getattr(model, "quant_config", None) is not None:
-            model.lightrft_received = {**getattr(model, "lightrft_received", {}), **_samples(bucket)}
+            received = {name: sampled(name, tensor) for name, tensor in bucket}
+            model.lightrft_received = {**getattr(model, "lightrft_received", {}), **received}
         model.load_weights(bucket)
-
-
-def _samples(bucket: Sequence[tuple[str, Tensor]]) -> dict[str, list[float]]:
-    found = {}
-    for name, tensor in bucket:
-        sampled = sample_positions(name, tensor.numel())
-        found[name] = tensor.reshape(-1)[sampled.start :: sampled.step].double().tolist()
-    return found
 
 
 def answer(original: Any, manager: Any, question: Any) -> Any:  # Any: SGLang's function, manager, request and answer

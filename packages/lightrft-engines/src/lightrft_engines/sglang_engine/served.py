@@ -3,17 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sglang.srt.layers.linear import (
-    ColumnParallelLinear,
-    MergedColumnParallelLinear,
-    QKVParallelLinear,
-    RowParallelLinear,
-)
-from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from sglang.srt.layers import linear, vocab_parallel_embedding
 from sglang.srt.plugins.hook_registry import HookRegistry
 from torch import nn
 
-from lightrft_engines.serving.served import Layers, left_out, sample
+from lightrft_engines.serving.served import Entries, layers_in, left_out, told
 from lightrft_engines.sglang_engine.scheduler import LOADER, TARGETS
 
 
@@ -23,14 +17,7 @@ def renamed(model: nn.Module, name: str) -> str:
     return str(mapper._map_name(name) or name) if mapper is not None else name
 
 
-LAYERS = Layers(
-    VocabParallelEmbedding,
-    QKVParallelLinear,
-    MergedColumnParallelLinear,
-    ColumnParallelLinear,
-    RowParallelLinear,
-    renamed,
-)
+LAYERS = layers_in(linear, vocab_parallel_embedding, renamed)
 
 
 def facts(manager: Any, names: Sequence[str]) -> dict[str, Any]:  # Any: SGLang's weight updater; plain values
@@ -43,13 +30,10 @@ def facts(manager: Any, names: Sequence[str]) -> dict[str, Any]:  # Any: SGLang'
     }
 
 
-def samples(manager: Any, names: Sequence[str]) -> dict[str, Any]:  # Any: as above
-    """Of each parameter the entries of its sample that this worker serves, in hexadecimal: exact.
-
-    Quantized weights are other numbers than the trainer's: of these it tells what was received to be rounded.
-    """
+def samples(manager: Any, names: Sequence[str]) -> dict[str, Entries | None]:  # Any: as above
+    """Of each parameter the entries of its sample that this worker serves."""
     model = manager.tp_worker.model_runner.model
-    return {name: _entries(model, name) for name in names}
+    return {name: told(LAYERS, model, name, getattr(model, "lightrft_received", {})) for name in names}
 
 
 def missing(manager: Any, names: Sequence[str]) -> list[str]:  # Any: as above
@@ -70,12 +54,6 @@ def abort(manager: Any, names: Sequence[str]) -> bool:  # Any: as above
     for name in names:
         manager.scheduler.abort_request(AbortReq(rid=name))
     return True
-
-
-def _entries(model: Any, name: str) -> tuple[int, list[tuple[int, str]]] | None:  # Any: SGLang's model
-    received = getattr(model, "lightrft_received", {}).get(name)
-    found = sample(LAYERS, model, name) if received is None else (len(received), list(enumerate(received)))
-    return None if found is None else (found[0], [(place, value.hex()) for place, value in found[1]])
 
 
 QUESTIONS: Mapping[str, Callable[[Any, Sequence[str]], Any]] = {

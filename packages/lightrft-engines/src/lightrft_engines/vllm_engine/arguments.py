@@ -4,19 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 from vllm.platforms import current_platform
 
-from lightrft_engines.serving.fitting import media_limits, refuse_on_cpu
+from lightrft_engines.serving.fitting import GIBIBYTE, media_limits, memory_share, refuse_on_cpu, served_dtype
 from lightrft_engines.vllm_engine import cpu
 from lightrft_engines.vllm_engine.config import VllmConfig
 
 EXTENSION = "lightrft_engines.vllm_engine.worker.Worker"
-GIBIBYTE = 1 << 30
 LOGPROBS = "processed_logprobs"  # of the distribution that was sampled: temperature and truncation applied
 NO_SLEEP = "vLLM's sleep mode needs a GPU: on a CPU there is no memory to give back."
-COLOCATED_SHARE, SERVER_SHARE = 0.4, 0.9
 Arguments = dict[str, Any]  # Any: values of vLLM's EngineArgs
 
 
@@ -31,7 +28,7 @@ def arguments(config: VllmConfig, setup: Setup) -> Arguments:
         "tokenizer": getattr(model, "tokenizer", None) or model.path,
         "revision": model.revision,
         "trust_remote_code": model.trust_remote_code,
-        "dtype": served_dtype(config, setup),
+        "dtype": served_dtype(config, setup, is_on_cpu=on_cpu),
         "tensor_parallel_size": config.tensor_parallel,
         "max_num_seqs": config.max_sequences,
         "max_model_len": config.max_model_len,
@@ -64,25 +61,10 @@ def command_line(found: Mapping[str, Any]) -> list[str]:  # Any: as in Arguments
     return flags
 
 
-def served_dtype(config: VllmConfig, setup: Setup) -> str:
-    """The trainer's numbers; `UserError` where others are asked for: what is served must be what was trained."""
-    if setup.strategy is None:
-        return "float32" if config.dtype == "auto" and current_platform.is_cpu() else config.dtype
-    trained = str(next(iter(setup.strategy.weights()))[1].dtype).removeprefix("torch.")
-    if config.dtype not in ("auto", trained):
-        raise UserError(
-            f"the trainer's weights are {trained}, and the engine serves them bit for bit.",
-            where="engine.dtype",
-            hint="Leave it out, or set strategy.precision alike.",
-        )
-    return trained
-
-
 def _memory(config: VllmConfig, on_cpu: bool) -> Arguments:
     if config.kv_cache_gb is not None or on_cpu:
         return {"kv_cache_memory_bytes": int((config.kv_cache_gb or 1.0) * GIBIBYTE)}
-    usual = COLOCATED_SHARE if config.mode == "colocated" else SERVER_SHARE
-    return {"gpu_memory_utilization": config.memory_fraction or usual}
+    return {"gpu_memory_utilization": memory_share(config)}
 
 
 def is_on_cpu() -> bool:

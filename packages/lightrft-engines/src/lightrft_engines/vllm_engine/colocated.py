@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lightrft_core.errors import LightRFTError, RunFailed, UserError
+from lightrft_core.errors import LightRFTError, RunFailed
 from lightrft_core.protocols import Setup, Weights
 
 from lightrft_engines.serving.buckets import buckets
 from lightrft_engines.serving.engine import Facts, Samples
-from lightrft_engines.serving.siblings import Sibling, from_json, to_json
+from lightrft_engines.serving.sharers import Sharers
+from lightrft_engines.serving.siblings import Sibling
 from lightrft_engines.serving.undisturbed import undisturbed
 from lightrft_engines.vllm_engine.config import VllmConfig
 from lightrft_engines.vllm_engine.faults import explained
@@ -35,13 +36,8 @@ class Colocated:
     label = "vLLM"
 
     def __init__(self, config: VllmConfig, setup: Setup) -> None:
-        self._config, self._setup, self._world = config, setup, setup.world
-        if self._world.size % config.tensor_parallel:
-            raise UserError(
-                f"{config.tensor_parallel} ranks cannot share a copy of the model: there are {self._world.size} ranks.",
-                where="engine.tensor_parallel",
-                hint="Colocated it divides the number of ranks; in a server (engine.mode: server) it need not.",
-            )
+        self._config, self._setup = config, setup
+        self._sharers = Sharers(setup.world, config.tensor_parallel)
         self._llm: LLM | None = None
 
     def start(self) -> Facts:
@@ -51,9 +47,9 @@ class Colocated:
         from lightrft_engines.vllm_engine.arguments import arguments
 
         found = arguments(self._config, self._setup)
-        if self._world.size > 1:
+        if (num_ranks := self._setup.world.size) > 1:
             found["distributed_executor_backend"] = "external_launcher"
-            found["data_parallel_size"] = self._world.size // self._config.tensor_parallel
+            found["data_parallel_size"] = num_ranks // self._config.tensor_parallel
         from vllm import LLM
 
         with undisturbed(), _explained("start"):
@@ -63,7 +59,8 @@ class Colocated:
 
     def write(self, siblings: Sequence[Sibling]) -> None:
         """Add all requests, then step until they are done or time is up."""
-        everyone, own = self._shared(siblings)
+        groups = self._sharers.siblings(siblings)
+        everyone = {f"{rank}-{one.name}": one for rank, group in enumerate(groups) for one in group}
         limit = self._config.time_limit
         deadline = time.monotonic() + limit if limit is not None else None
         from vllm import SamplingParams
@@ -83,7 +80,7 @@ class Colocated:
                 if deadline is not None and self._is_over(deadline, steps):
                     engine.abort_request([name for name, one in everyone.items() if one.finish_reason is None])
                     deadline = None  # other ranks may still write, and vLLM's go on together
-        for sibling, written in zip(siblings, own, strict=True):
+        for sibling, written in zip(siblings, groups[self._sharers.place], strict=True):
             if written is not sibling:
                 sibling.add(written.token_ids, written.logprobs)
                 sibling.finish_reason = written.finish_reason
@@ -99,8 +96,7 @@ class Colocated:
 
     def samples(self, names: Sequence[str]) -> Sequence[Samples]:
         """Of the ranks that share this copy of the model."""
-        own = self._call("lightrft_sample", json.dumps(list(names)))
-        return [own] if self._config.tensor_parallel == 1 else self._of_my_group(self._world.gather(own))
+        return self._sharers.gather(self._call("lightrft_sample", json.dumps(list(names))))
 
     def reset_cache(self) -> None:
         """All three kinds."""
@@ -131,21 +127,6 @@ class Colocated:
         if self._llm is None:
             raise RuntimeError("the engine is closed")
         return self._llm
-
-    def _shared(self, siblings: Sequence[Sibling]) -> tuple[dict[str, Sibling], list[Sibling]]:
-        """The siblings of all ranks that share this copy of the model by name, and this rank's own among them."""
-        if self._config.tensor_parallel == 1:
-            return {sibling.name: sibling for sibling in siblings}, list(siblings)
-        groups = self._of_my_group(self._world.gather([to_json(sibling) for sibling in siblings]))
-        mine = self._world.rank % self._config.tensor_parallel
-        parsed = [[from_json(item) for item in group] for group in groups]
-        everyone = {f"{rank}-{one.name}": one for rank, group in enumerate(parsed) for one in group}
-        return everyone, parsed[mine]
-
-    def _of_my_group(self, items: Sequence[Any]) -> list[Any]:  # Any: JSON of each rank
-        size = self._config.tensor_parallel
-        first = self._world.rank // size * size
-        return list(items[first : first + size])
 
     def _is_over(self, deadline: float, steps: int) -> bool:
         """Ranks that share a model must stop at the same step, so the latest of their clocks decides for all."""

@@ -1,15 +1,9 @@
 """vLLM's layers, for the proof of what its workers serve."""
 
 from torch import nn
-from vllm.model_executor.layers.linear import (
-    ColumnParallelLinear,
-    MergedColumnParallelLinear,
-    QKVParallelLinear,
-    RowParallelLinear,
-)
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers import linear, vocab_parallel_embedding
 
-from lightrft_engines.serving.served import Layers
+from lightrft_engines.serving.served import layers_in
 
 
 def renamed(model: nn.Module, name: str) -> str:
@@ -18,11 +12,4 @@ def renamed(model: nn.Module, name: str) -> str:
     return str(mapper.get_rename_mapper().map_name(name) or name) if mapper is not None else name
 
 
-LAYERS = Layers(
-    VocabParallelEmbedding,
-    QKVParallelLinear,
-    MergedColumnParallelLinear,
-    ColumnParallelLinear,
-    RowParallelLinear,
-    renamed,
-)
+LAYERS = layers_in(linear, vocab_parallel_embedding, renamed)

@@ -3,7 +3,7 @@
 vLLM mixes this class into its worker (`worker_extension_cls`), in whichever process that lives; the methods are called
 by name through `collective_rpc`, over HTTP with texts for arguments.
 
-vLLM imports this module before it loads the model, so this is where its CPU build gets the workaround of `cpu.py`.
+vLLM imports this module before it loads the model, so this is where its CPU build gets the workarounds of `cpu.py`.
 """
 
 import json
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from lightrft_engines.fingerprint import sample_positions
+from lightrft_engines.fingerprint import sampled
 from lightrft_engines.serving.buckets import read_shared
-from lightrft_engines.serving.served import sample
-from lightrft_engines.vllm_engine.cpu import keep_weights_whole
+from lightrft_engines.serving.served import Entries, told
+from lightrft_engines.vllm_engine.cpu import keep_weights_whole, meet_in_own_memory
 from lightrft_engines.vllm_engine.served import LAYERS
 
 keep_weights_whole()
-
-Entries = tuple[int, list[tuple[int, str]]]  # size of a sample; places in it with their values, in hexadecimal: exact
+meet_in_own_memory()
 
 
 class Worker:
@@ -47,11 +46,8 @@ class Worker:
     def lightrft_take(self, bucket: Iterable[tuple[str, Tensor]]) -> None:
         """A bucket; parameters by the trainer's names."""
         pairs = list(bucket)
-        for name, tensor in pairs:
-            if self.model_config.quantization is not None:
-                sampled = sample_positions(name, tensor.numel())
-                flat = tensor.detach().reshape(-1)[sampled.start :: sampled.step]
-                self._lightrft_received[name] = flat.cpu().double().tolist()
+        if self.model_config.quantization is not None:
+            self._lightrft_received |= {name: sampled(name, tensor) for name, tensor in pairs}
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
             self._lightrft_loaded |= self._lightrft_model.load_weights(pairs) or set()
 
@@ -65,11 +61,9 @@ class Worker:
         return sorted(name for name, _ in model.named_parameters() if name not in self._lightrft_loaded)
 
     def lightrft_sample(self, names: str) -> dict[str, Entries | None]:
-        """Of each parameter (a JSON list of names) the entries of its sample that this worker serves.
-
-        Quantized weights are other numbers than the trainer's: of these it tells what was received to be rounded.
-        """
-        return {name: self._lightrft_entries(name) for name in json.loads(names)}
+        """Of each parameter (a JSON list of names) the entries of its sample that this worker serves."""
+        received = getattr(self, "_lightrft_received", {})
+        return {name: told(LAYERS, self._lightrft_model, name, received) for name in json.loads(names)}
 
     def lightrft_facts(self) -> dict[str, Any]:  # Any: plain values
         """What the engine wants to know of the worker's side."""
@@ -84,12 +78,3 @@ class Worker:
     def _lightrft_model(self) -> nn.Module:
         model: nn.Module = self.model_runner.get_model()
         return model
-
-    def _lightrft_entries(self, name: str) -> Entries | None:
-        received = getattr(self, "_lightrft_received", {}).get(name)
-        found = (
-            sample(LAYERS, self._lightrft_model, name)
-            if received is None
-            else (len(received), list(enumerate(received)))
-        )
-        return None if found is None else (found[0], [(place, value.hex()) for place, value in found[1]])
