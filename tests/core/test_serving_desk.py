@@ -157,6 +157,22 @@ def test_a_short_answer_does_not_wait_for_a_long_one_of_an_engine_that_streams(t
     thread.join()
 
 
+def test_what_an_engine_still_streams_is_closed_in_its_own_thread_before_the_desk_leaves_it(tmp_path):
+    engine = Endless(ToyEngineConfig(), toy_setup(tmp_path))
+    desk = Desk(engine)
+    thread = threading.Thread(target=desk.run)
+    thread.start()
+    long = Ticket([request(engine.endless)], is_streamed=True)
+    assert desk.submit(long)
+    told = long.pieces()
+    next(told)
+    desk.close()
+    thread.join()
+    assert engine.is_closed
+    with pytest.raises(RunFailed, match="the server ends"):
+        list(told)
+
+
 def test_an_unstreamed_ticket_is_told_once_of_an_engine_that_streams(tmp_path):
     setup = toy_setup(tmp_path)
     desk = Desk(Streaming(ToyEngineConfig(), setup))

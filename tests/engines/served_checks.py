@@ -181,3 +181,37 @@ def test_an_attached_engine_syncs_and_proves_too(server, start):
 def test_what_is_no_server_does_not_answer(start):
     with pytest.raises(RunFailed, match="Connection refused"):
         start(mode="server", url="http://127.0.0.1:9")
+
+
+def test_a_stream_tells_tokens_while_they_are_written_and_may_be_left(colocated):
+    engine, asked = colocated.engine, colocated.requests(3, 40, max_new_tokens=40)
+    expected = engine.generate(asked)
+    left = engine.stream(asked)
+    first = next(left)
+    assert first and all(0 < len(piece.token_ids) < 10 for piece in first)
+    turns = list(engine.stream(asked))  # beside the open one
+    assert len(turns) > 10
+    left.close()
+    told = [[[], None] for _ in range(6)]
+    for piece in (piece for turn in turns for piece in turn):
+        own = told[3 * piece.place[0] + piece.place[1]]
+        own[0] += piece.token_ids
+        own[1] = piece.finish_reason
+    assert told == [[list(one.token_ids), one.finish_reason] for group in expected for one in group]
+    assert same(engine.generate(asked), expected)
+
+
+def test_a_request_that_is_ended_late_is_no_other_one(server, monkeypatch):
+    """SGLang ends every request whose name begins so."""
+    names, dialect = [], server.engine._backend._dialect
+    write = type(dialect).write
+
+    def written(self, client, sibling, name, timeout):
+        names.append(name)
+        write(self, client, sibling, name, timeout)
+
+    monkeypatch.setattr(type(dialect), "write", written)
+    for _ in range(2):
+        server.engine.generate(server.requests(3, num=12, max_new_tokens=1))
+    assert len(names) == 24
+    assert not [(one, other) for one in names for other in names if one is not other and other.startswith(one)]

@@ -75,12 +75,16 @@ class Call:
     def advance(self) -> bool:
         """One step; False after the last, or where nobody waits any more. Raises what the engine raises."""
         if all(ticket.is_cancelled for ticket in self.tickets):
-            self._steps.close()
+            self.close()
             return False
         pieces = next(self._steps, None)
         for ticket, own in _by_ticket(pieces or (), self._places):
             ticket.tell(own)
         return pieces is not None
+
+    def close(self) -> None:
+        """Let the engine stop; whoever still waits is told by `fail`."""
+        self._steps.close()
 
     def fail(self, error: LightRFTError) -> None:
         """Tell all."""

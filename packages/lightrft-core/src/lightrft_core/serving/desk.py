@@ -36,11 +36,15 @@ class Desk:
 
     def run(self) -> None:
         """Serve until it is closed, in the thread that built the engine."""
-        while not self._is_closed.is_set():
-            if self._may_begin() and (tickets := self._gather()):
-                self._calls.append(Call(self._engine, tickets))
-                self._begun = time.monotonic()
-            self._calls = [later for call in self._calls for later in self._advance(call)]
+        try:
+            while not self._is_closed.is_set():
+                if self._may_begin() and (tickets := self._gather()):
+                    self._calls.append(Call(self._engine, tickets))
+                    self._begun = time.monotonic()
+                self._calls = [later for call in self._calls for later in self._advance(call)]
+        finally:
+            for call in self._calls:
+                call.close()
 
     def close(self) -> None:
         """Tell all who wait that nothing more comes; `run` returns."""

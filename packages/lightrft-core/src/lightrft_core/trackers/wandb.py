@@ -28,8 +28,8 @@ class WandbConfig(Section):
     entity: str | None = None
     """User or team; by default the account's own."""
     mode: Literal["online", "offline", "disabled"] = "online"
-    """`offline` writes into the run's folder, to be sent later by `wandb sync`; `disabled` does nothing. Where it is not
-    set, wandb's own variable WANDB_MODE decides."""
+    """`offline` writes into the run's folder, to be sent later by `wandb sync`; `disabled` does nothing. Where it is
+    not set, wandb's own variable WANDB_MODE decides."""
     run_name: str | None = None
     """Name of the run; by default its folder's."""
     group: str | None = None

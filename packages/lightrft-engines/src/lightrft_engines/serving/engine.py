@@ -1,10 +1,12 @@
 """What engines beside the trainer have in common: siblings, weights with a version and a proof, sleep by tags."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, runtime_checkable
 
+from lightrft_core.abilities import Piece
 from lightrft_core.data import Completion, GenerateRequest
 from lightrft_core.errors import RunFailed, UserError
 from lightrft_core.protocols import Setup, Weights
@@ -57,6 +59,14 @@ class Backend(Protocol):
         """Free everything."""
 
 
+@runtime_checkable
+class StreamingBackend(Protocol):
+    """One whose steps can be watched."""
+
+    def steps(self, siblings: Sequence[Sibling]) -> Iterator[None]:
+        """What `write` does, in turns, after each of which siblings may hold more. Closed early, it writes no more."""
+
+
 class ServedEngine:
     """`protocols.Engine` on such a backend."""
 
@@ -85,12 +95,24 @@ class ServedEngine:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Completion]]:
         """See `protocols.Engine`; past `engine.time_limit` completions come back as they are, marked `abort`."""
-        check_lengths(requests, self._facts.max_model_len, "engine.max_model_len")
-        _refuse_media(requests, self._backend.label)
-        siblings = siblings_of(requests, self._stop_token_ids)
-        self.wake()
+        siblings = self._begin(requests)
         self._backend.write(siblings)
         return completions_of(siblings, len(requests))
+
+    def stream(self, requests: Sequence[GenerateRequest]) -> Iterator[Sequence[Piece]]:
+        """See `abilities.StreamingEngine`; from a server, and with several ranks, completions come at the end."""
+        siblings = self._begin(requests)
+        if not isinstance(self._backend, StreamingBackend) or self._setup.world.size > 1:
+            self._backend.write(siblings)
+            yield [sibling.piece(0) for sibling in siblings]
+            return
+        open_siblings, told = siblings, {sibling.place: 0 for sibling in siblings}
+        for _ in chain(self._backend.steps(siblings), (None,)):  # at last, what another call's steps wrote
+            new = [one for one in open_siblings if one.finish_reason or len(one.token_ids) > told[one.place]]
+            pieces = [one.piece(told[one.place]) for one in new]
+            told |= {one.place: len(one.token_ids) for one in new}
+            open_siblings = [one for one in open_siblings if one.finish_reason is None]
+            yield pieces  # until the next turn, steps of other calls may write more
 
     def update_weights(self, weights: Weights, version: int) -> None:
         """In buckets; then every cache of the old weights is gone."""
@@ -123,6 +145,12 @@ class ServedEngine:
     def close(self) -> None:
         """Free everything; a server that was started ends."""
         self._backend.close()
+
+    def _begin(self, requests: Sequence[GenerateRequest]) -> list[Sibling]:
+        check_lengths(requests, self._facts.max_model_len, "engine.max_model_len")
+        _refuse_media(requests, self._backend.label)
+        self.wake()
+        return siblings_of(requests, self._stop_token_ids)
 
     def _load(self, weights: Weights) -> None:
         self._wake("weights")

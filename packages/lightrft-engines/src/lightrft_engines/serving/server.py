@@ -86,7 +86,7 @@ class Server:
         self._transfer: Transfer | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="lightrft-", dir=SHARED if SHARED.is_dir() else None)
         self._restarts = 0
-        self._token = secrets.token_hex(4)  # other runs may use the same server
+        self._token, self._num_calls = secrets.token_hex(4), 0  # other runs may use the same server
 
     def start(self) -> Facts:
         """Start or find the server; what fails on rank 0 fails on all."""
@@ -199,10 +199,13 @@ class Server:
     def _attempt(self, siblings: Sequence[Sibling]) -> BaseException | None:
         client, expired, limit = self._require(), threading.Event(), self._config.time_limit
         begun: dict[str, Sibling] = {}
+        self._num_calls += 1
+        call = f"{self._token}-{self._num_calls}"  # what comes too late to end a request ends none of the next call
 
         def write(sibling: Sibling) -> None:
             if not expired.is_set():
-                name, timeout = f"{self._token}-{sibling.name}", None if limit is None else limit + ABORT_LIMIT
+                timeout = None if limit is None else limit + ABORT_LIMIT
+                name = f"{call}-{sibling.name}."  # SGLang ends all whose names begin so
                 begun[name] = sibling
                 self._dialect.write(client, sibling, name, timeout)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from lightrft_core.abilities import Piece
 from lightrft_core.data import Completion, FinishReason, GenerateRequest, Sampling
 from lightrft_core.errors import RunFailed, UserError
 from lightrft_core.protocols import Json
@@ -46,6 +47,10 @@ class Sibling:
         if reason not in REASONS:
             raise RunFailed(f"the engine ended a completion with {reason!r}", where=f"prompt {self.prompt_id}")
         self.finish_reason = REASONS[reason]
+
+    def piece(self, start: int) -> Piece:
+        """What there is from token `start` on."""
+        return Piece(self.place, tuple(self.token_ids[start:]), tuple(self.logprobs[start:]), self.finish_reason)
 
     def completion(self) -> Completion:
         """What there is; `abort` where it did not come to an end."""

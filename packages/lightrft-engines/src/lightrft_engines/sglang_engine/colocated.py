@@ -5,7 +5,7 @@ on all their devices and asks it for all of them.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +62,13 @@ class Colocated:
         answers = self._sharers.gather(self._written(everyone) if self._is_leader else None)[0]
         for sibling, answer in zip(siblings, answers[self._sharers.place], strict=True):
             take(sibling, answer)
+
+    def steps(self, siblings: Sequence[Sibling]) -> Iterator[None]:
+        """The same for one process; calls that are open together are written side by side."""
+        flat = [request(sibling) for sibling in siblings]
+        for answer in self._require().stream(flat, self._config.time_limit) if flat else ():
+            take(siblings[answer["index"]], answer)
+            yield
 
     def load(self, weights: Weights) -> Sequence[str]:
         """By the way that fits the devices."""

@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError, wait
 from pathlib import Path
 from types import FrameType
@@ -73,7 +74,7 @@ class Inside:
         self, requests: Sequence[Mapping[str, Any]], limit: float | None
     ) -> Sequence[Mapping[str, Any]]:  # Any: JSON
         """Answers in order; past `limit` seconds all of them end as they are."""
-        fields = {name: [one[name] for one in requests] for name in ("input_ids", "sampling_params", "return_logprob")}
+        fields = _columns(requests)
 
         def write() -> Any:  # Any: SGLang's answers
             engine = self._require()
@@ -82,6 +83,24 @@ class Inside:
 
         answers: Sequence[Mapping[str, Any]] = self._on_thread(write, "generate")
         return answers
+
+    def stream(
+        self, requests: Sequence[Mapping[str, Any]], limit: float | None
+    ) -> Iterator[Mapping[str, Any]]:  # Any: JSON
+        """Each request's answer so far, whenever there is more of one; its `index` says of which."""
+        fields = _columns(requests) | {"rid": [uuid.uuid4().hex for _ in requests], "stream": True}
+        engine = self._require()
+
+        def do(step: Awaitable[Result]) -> Callable[[], Result]:
+            return lambda: engine.loop.run_until_complete(step)
+
+        answers = self._on_thread(do(engine.async_generate(**fields)), "generate")
+        try:
+            with _stopped_after(limit, engine, fields["rid"]):
+                while answer := self._on_thread(do(anext(answers, None)), "generate"):
+                    yield answer
+        finally:
+            self._on_thread(do(answers.aclose()), "generate")
 
     def close(self) -> None:
         """End SGLang's processes, and nothing else; what they leave on the machine goes too."""
@@ -159,6 +178,11 @@ class Inside:
         return self._engine
 
 
+def _columns(requests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:  # Any: JSON
+    """A batch in SGLang's form."""
+    return {name: [one[name] for one in requests] for name in ("input_ids", "sampling_params", "return_logprob")}
+
+
 def _is_done(future: "Future[Result]") -> bool:
     try:
         future.exception(LOOK)
@@ -187,12 +211,13 @@ def _start(arguments: Arguments, log_path: Path) -> "Engine":
 
 
 @contextlib.contextmanager
-def _stopped_after(limit: float | None, engine: "Engine") -> Iterator[None]:
-    """Past `limit` seconds all requests end as they are; told again each second, as some may still be on their way."""
+def _stopped_after(limit: float | None, engine: "Engine", names: Sequence[str] | None = None) -> Iterator[None]:
+    """Past `limit` seconds requests end as they are; told again each second, as some may still be on their way."""
     timers: list[asyncio.TimerHandle] = []
 
     def stop() -> None:
-        engine.tokenizer_manager.abort_request(abort_all=True)
+        for name in names or [""]:
+            engine.tokenizer_manager.abort_request(name, abort_all=names is None)
         timers.append(engine.loop.call_later(AGAIN, stop))
 
     if limit is not None:

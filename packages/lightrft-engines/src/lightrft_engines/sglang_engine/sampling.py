@@ -41,8 +41,9 @@ def request(sibling: Sibling) -> dict[str, Any]:  # Any: JSON
 
 
 def take(sibling: Sibling, answer: Mapping[str, Any]) -> None:  # Any: JSON
-    """What SGLang wrote: every token with the log-probability that it was drawn with."""
-    about = answer["meta_info"]
-    pairs = about.get("output_token_logprobs") or []
-    sibling.add(answer["output_ids"], [float(pair[0]) for pair in pairs])
-    sibling.finish(about["finish_reason"]["type"])
+    """What SGLang wrote until now: every token with the log-probability that it was drawn with."""
+    about, start = answer["meta_info"], len(sibling.token_ids)
+    pairs = (about.get("output_token_logprobs") or [])[start:]
+    sibling.add(answer["output_ids"][start:], [float(pair[0]) for pair in pairs])
+    if about["finish_reason"] is not None:
+        sibling.finish(about["finish_reason"]["type"])

@@ -7,7 +7,7 @@ and must see the same requests in the same order, so these are gathered, and eac
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from lightrft_engines.vllm_engine.sampling import settings
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 STEPS_BETWEEN_CLOCKS = 16  # engine steps after which ranks that share a model agree on whether time is up
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -39,6 +40,8 @@ class Colocated:
         self._config, self._setup = config, setup
         self._sharers = Sharers(setup.world, config.tensor_parallel)
         self._llm: LLM | None = None
+        self._open: dict[str, Sibling] = {}  # what vLLM writes at present, by the names of its requests
+        self._num_calls = 0
 
     def start(self) -> Facts:
         """Load vLLM here; the trainer's random numbers and threads stay as they were."""
@@ -60,30 +63,39 @@ class Colocated:
     def write(self, siblings: Sequence[Sibling]) -> None:
         """Add all requests, then step until they are done or time is up."""
         groups = self._sharers.siblings(siblings)
-        everyone = {f"{rank}-{one.name}": one for rank, group in enumerate(groups) for one in group}
-        limit = self._config.time_limit
-        deadline = time.monotonic() + limit if limit is not None else None
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        engine = self._require_llm().llm_engine
-        with _explained("generate"):
-            for name, sibling in everyone.items():
-                params = SamplingParams(
-                    **settings(sibling), detokenize=bool(sibling.sampling.stop), output_kind=RequestOutputKind.DELTA
-                )
-                engine.add_request(name, {"prompt_token_ids": list(sibling.prompt_token_ids)}, params)
-            steps = 0
-            while engine.has_unfinished_requests():
-                _take(everyone, engine.step())
-                steps += 1
-                if deadline is not None and self._is_over(deadline, steps):
-                    engine.abort_request([name for name, one in everyone.items() if one.finish_reason is None])
-                    deadline = None  # other ranks may still write, and vLLM's go on together
+        for _ in self._steps({f"{rank}-{one.name}": one for rank, group in enumerate(groups) for one in group}):
+            continue
         for sibling, written in zip(siblings, groups[self._sharers.place], strict=True):
             if written is not sibling:
                 sibling.add(written.token_ids, written.logprobs)
                 sibling.finish_reason = written.finish_reason
+
+    def steps(self, siblings: Sequence[Sibling]) -> Iterator[None]:
+        """The same for one process: calls that are open together share vLLM's steps."""
+        return self._steps({sibling.name: sibling for sibling in siblings})
+
+    def _steps(self, everyone: dict[str, Sibling]) -> Iterator[None]:
+        limit = self._config.time_limit
+        deadline = time.monotonic() + limit if limit is not None else None
+        engine = self._require_llm().llm_engine
+        self._num_calls += 1
+        named = {f"{self._num_calls}-{name}": sibling for name, sibling in everyone.items()}
+        self._open |= named
+        try:
+            with _explained("generate"):
+                _add(engine, named)
+                steps = 0
+                while self._goes_on(named.values()):
+                    self._take(engine.step())
+                    steps += 1
+                    if deadline is not None and self._is_over(deadline, steps):
+                        _abort(engine, named)
+                        deadline = None  # other ranks may still write, and vLLM's go on together
+                    yield
+        finally:
+            _abort(engine, named)
+            for name in named:
+                del self._open[name]
 
     def load(self, weights: Weights) -> Sequence[str]:
         """Bucket by bucket, from the trainer's tensors into vLLM's."""
@@ -128,6 +140,23 @@ class Colocated:
             raise RuntimeError("the engine is closed")
         return self._llm
 
+    def _goes_on(self, own: Iterable[Sibling]) -> bool:
+        """Whether more is to be written; several ranks step until none of them has any request."""
+        if self._setup.world.size == 1:
+            return any(sibling.finish_reason is None for sibling in own)
+        return bool(self._require_llm().llm_engine.has_unfinished_requests())
+
+    def _take(self, outputs: Iterable["RequestOutput"]) -> None:
+        """What one step wrote, whoever asked for it."""
+        for output in outputs:
+            sibling = self._open[output.request_id]
+            written = output.outputs[0]
+            token_ids = list(written.token_ids)
+            pairs = zip(token_ids, written.logprobs or (), strict=True)
+            sibling.add(token_ids, [candidates[token_id].logprob for token_id, candidates in pairs])
+            if output.finished:
+                sibling.finish(written.finish_reason)
+
     def _is_over(self, deadline: float, steps: int) -> bool:
         """Ranks that share a model must stop at the same step, so the latest of their clocks decides for all."""
         if self._config.tensor_parallel == 1:
@@ -142,16 +171,23 @@ class Colocated:
         return bool(is_late)
 
 
-def _take(everyone: dict[str, Sibling], outputs: Iterable["RequestOutput"]) -> None:
-    """What one engine step wrote."""
-    for output in outputs:
-        sibling = everyone[output.request_id]
-        written = output.outputs[0]
-        token_ids = list(written.token_ids)
-        pairs = zip(token_ids, written.logprobs or (), strict=True)
-        sibling.add(token_ids, [candidates[token_id].logprob for token_id, candidates in pairs])
-        if output.finished:
-            sibling.finish(written.finish_reason)
+def _add(engine: "LLMEngine", named: Mapping[str, Sibling]) -> None:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    for name, sibling in named.items():
+        params = SamplingParams(
+            **settings(sibling), detokenize=bool(sibling.sampling.stop), output_kind=RequestOutputKind.DELTA
+        )
+        engine.add_request(name, {"prompt_token_ids": list(sibling.prompt_token_ids)}, params)
+
+
+def _abort(engine: "LLMEngine", named: Mapping[str, Sibling]) -> None:
+    """End what is not done, as it is."""
+    if late := {name: sibling for name, sibling in named.items() if sibling.finish_reason is None}:
+        engine.abort_request(list(late))
+        for sibling in late.values():
+            sibling.finish("abort")
 
 
 @contextmanager
