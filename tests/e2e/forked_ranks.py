@@ -77,11 +77,14 @@ def finish(pids: Sequence[int], run: Path) -> None:
 
 
 def kill_one(pids: Sequence[int], victim: int, moment: Moment, run: Path) -> str | None:
-    """Kill -9 one rank at the moment; returns what it hit, or None where the run was done before."""
+    """Kill -9 one rank at the moment; returns what it hit, or None where the run was done before.
+
+    Not before the ranks have met: until then only a launcher knows that one of them is gone.
+    """
     checkpoints = run / "checkpoints"
     due = None if moment.is_in_save else time.monotonic() + moment.delay
-    left_over = unfinished(checkpoints)
-    while due is None or time.monotonic() < due:
+    left_over, earlier = unfinished(checkpoints), written_at(run / "manifest.json")
+    while due is None or time.monotonic() < due or written_at(run / "manifest.json") == earlier:
         if os.waitid(os.P_PID, pids[victim], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             finish(pids, run)
             return None
@@ -97,6 +100,11 @@ def kill_one(pids: Sequence[int], victim: int, moment: Moment, run: Path) -> str
                 raise SystemExit(f"rank {rank} goes on although rank {victim} is gone")
             time.sleep(0.001)
     return hit
+
+
+def written_at(path: Path) -> int:
+    """When; 0 where it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def main() -> None:

@@ -74,18 +74,19 @@ def key_of(variable: str | None) -> str | None:
 
 @contextmanager
 def _ends_quietly() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are how a server ends, and no failure."""
+    """Ctrl-C and SIGTERM are how a server ends, and no failure; a shell's background job too is told by SIGINT."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = [(number, signal.signal(number, end)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield
     except KeyboardInterrupt:
         print("stopped.", flush=True)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextmanager
