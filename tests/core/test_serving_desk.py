@@ -137,9 +137,9 @@ def test_more_than_may_wait_are_turned_away_and_the_end_is_told(tmp_path):
         answer(ticket)
 
 
-def test_a_short_answer_does_not_wait_for_a_long_one_of_an_engine_that_streams(tmp_path):
-    setup = toy_setup(tmp_path)
-    engine = Endless(ToyEngineConfig(), setup)
+@contextmanager
+def answering_for_ever(engine):
+    """A desk, and what it tells of an answer without end that has begun, until the block ends."""
     desk = Desk(engine)
     thread = threading.Thread(target=desk.run)
     thread.start()
@@ -147,27 +147,26 @@ def test_a_short_answer_does_not_wait_for_a_long_one_of_an_engine_that_streams(t
     assert desk.submit(long)
     told = long.pieces()
     next(told)
-    short = Ticket([request(1)])
-    assert desk.submit(short)
-    assert answer(short)
-    told.close()
-    while not engine.is_closed:
-        time.sleep(0.001)
+    yield desk, told
     desk.close()
     thread.join()
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one_of_an_engine_that_streams(tmp_path):
+    engine = Endless(ToyEngineConfig(), toy_setup(tmp_path))
+    with answering_for_ever(engine) as (desk, told):
+        short = Ticket([request(1)])
+        assert desk.submit(short)
+        assert answer(short)
+        told.close()
+        while not engine.is_closed:
+            time.sleep(0.001)
 
 
 def test_what_an_engine_still_streams_is_closed_in_its_own_thread_before_the_desk_leaves_it(tmp_path):
     engine = Endless(ToyEngineConfig(), toy_setup(tmp_path))
-    desk = Desk(engine)
-    thread = threading.Thread(target=desk.run)
-    thread.start()
-    long = Ticket([request(engine.endless)], is_streamed=True)
-    assert desk.submit(long)
-    told = long.pieces()
-    next(told)
-    desk.close()
-    thread.join()
+    with answering_for_ever(engine) as (_desk, told):
+        assert not engine.is_closed
     assert engine.is_closed
     with pytest.raises(RunFailed, match="the server ends"):
         list(told)
