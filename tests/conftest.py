@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,14 +55,73 @@ def lightrft_in() -> Callable[[Path], Run]:
     return work_in
 
 
+@pytest.fixture(scope="session")
+def forked_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Run]]:
+    """As `lightrft_in`, by forks of one process that has imported torch already: for runs by one rank.
+
+    For what a fresh interpreter does, such as reading `sitecustomize.py` or loading little, take `lightrft`.
+    """
+    files = [tmp_path_factory.mktemp("forked") / name for name in ("out", "err")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("forked_cli.py")],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    requests, answers = server.stdin, server.stdout
+
+    def work_in(folder: Path) -> Run:
+        def run(
+            *words: str | Path, env: dict[str, str] | None = None, timeout: int = 300
+        ) -> subprocess.CompletedProcess[str]:
+            for file in files:
+                file.write_text("")
+            request = {
+                "words": [str(word) for word in words],
+                "cwd": str(folder),
+                "env": {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **(env or {})},
+                "out": str(files[0]),
+                "err": str(files[1]),
+                "timeout": timeout,
+            }
+            print(json.dumps(request), file=requests, flush=True)
+            code = int(answers.readline())
+            return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
+
+        return run
+
+    with server:
+        yield work_in
+
+
+@pytest.fixture
+def forked(tmp_path: Path, forked_in: Callable[[Path], Run]) -> Run:
+    """As `lightrft`, by `forked_in`."""
+    return forked_in(tmp_path)
+
+
 @pytest.fixture
 def lightrft(tmp_path: Path, lightrft_in: Callable[[Path], Run]) -> Run:
     """Runs the command line in a subprocess, in an empty folder, as a user would."""
     return lightrft_in(tmp_path)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would begin with the files of most tests, and end with those of few, each a minute long."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a GPU, vLLM or SGLang are skipped where there is none."""
+    """Files with slow tests come first, so that no worker ends with one while the others have nothing left to do.
+
+    Tests that need a GPU, vLLM or SGLang are skipped where there is none.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for engine in ("vllm", "sglang"):
         if find_spec(engine) is None:
             skip = pytest.mark.skip(reason=f"needs {engine}: scripts/engine_environment.sh {engine}")

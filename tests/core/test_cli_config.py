@@ -46,6 +46,17 @@ def test_an_old_command_becomes_a_run_file(plugins, run_folder):
     assert dropped == []
 
 
+def test_what_saves_and_goes_on_is_imported(plugins, run_folder):
+    flags = "--load_checkpoint --save_interval 2 --gradient_checkpointing_use_reentrant"
+    command = f"python train.py --pretrain model --prompt_data train.jsonl {flags}"
+    data, dropped, _ = imported(f"{command} --gradient_checkpointing", plugins)
+    assert (data["run"], data["checkpoint"]) == ({"resume": True}, {"every_episodes": 2})
+    assert data["strategy"] == {"checkpointing": True, "checkpointing_reentrant": True}
+    assert dropped == []
+    _, dropped, _ = imported(command, plugins)
+    assert dropped == ["--gradient_checkpointing_use_reentrant: had no effect without --gradient_checkpointing."]
+
+
 def test_an_imported_file_loads(plugins, run_folder):
     recipe = """--reward_recipe '{"a": [["exact", 1.0]]}'"""
     found = import_command(

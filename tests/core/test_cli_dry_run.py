@@ -3,7 +3,10 @@
 import json
 
 import pytest
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.cli.main import run
+from lightrft_core.command_line import resolve_command_line
+from lightrft_core.rundir import RunDir
 
 
 @pytest.fixture
@@ -63,3 +66,19 @@ def test_missing_held_out_data_is_found(dry_run):
     code, _, err = dry_run([ROW], "rewards=[exact]", "evaluation.task.path=./nowhere.jsonl")
     assert (code, "there is no file or folder" in err) == (2, True)
     assert "Traceback" not in err
+
+
+def test_it_says_whether_a_run_would_start_or_go_on(dry_run, tmp_path):
+    words = ("rewards=[exact]", "--load_checkpoint")
+    folder = tmp_path / "runs/run"
+    assert f"run        would start in {folder}, where there is no run yet\n" in dry_run([ROW], *words)[1]
+    assert not folder.exists()
+    run_dir = RunDir.create(tmp_path / "runs", "run")
+    run_dir.write_run_file(resolve_command_line("run.yaml", [], list(words))[0].to_yaml())
+    assert f"run        would start anew in {folder}, which holds no checkpoint yet\n" in dry_run([ROW], *words)[1]
+    for step in (1, 3):
+        Checkpoints(run_dir.checkpoints, 9).save(step, {"step": step}, lambda folder: None)
+    assert f"run        would go on in {folder} from step 3\n" in dry_run([ROW], *words)[1]
+    assert "run        " not in dry_run([ROW], "rewards=[exact]")[1]
+    code, _, err = dry_run([ROW], *words, "--seed", "7")
+    assert (code, "run.seed: a run that goes on keeps its value" in err) == (2, True)

@@ -71,6 +71,17 @@ def test_a_run_that_exists_is_launched_again_by_resume(launch):
     assert (code, "--nnodes=1" in out) == (0, True)
 
 
+def test_under_resume_the_same_command_submits_a_run_again(launch, run_folder, no_slurm):
+    words = ("slurm", "run.yaml", "--load_checkpoint", "--nodes", "2", "--gpus-per-node", "1", "--requeue")
+    scripts = [launch(*words, "--print-only") for _ in range(2)]
+    assert [code for code, _, _ in scripts] == [0, 0]
+    assert scripts[0][1] == scripts[1][1]
+    assert f"run={run_folder}/runs/run\n" in scripts[0][1]
+    assert "scontrol requeue" in scripts[0][1]
+    assert launch(*words, "--print-only", "--sbatch", "what is this")[0] == 2
+    assert RunDir(run_folder / "runs/run").is_run  # it may hold checkpoints: only a new run's folder is freed
+
+
 def test_without_slurm_nothing_is_made_and_print_only_is_offered(launch, run_folder, no_slurm):
     code, _, err = launch("slurm", *RUN)
     assert code == 3

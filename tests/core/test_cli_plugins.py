@@ -107,7 +107,7 @@ def test_check_of_a_broken_plugin_fails(lightrft, plugin_site):
     assert "1 checks, 1 failed." in done.stdout
 
 
-def test_check_of_a_wrong_component_fails_and_names_the_check(lightrft, tmp_path):
+def test_check_of_a_wrong_component_fails_and_names_the_check(forked, tmp_path):
     (tmp_path / "wrong.py").write_text(
         "from lightrft_core import hookimpl\n"
         "from lightrft_core.data import LossOutput\n"
@@ -119,21 +119,21 @@ def test_check_of_a_wrong_component_fails_and_names_the_check(lightrft, tmp_path
         "def mean(inputs, *, config):\n"
         "    return LossOutput((inputs.logprobs_BT * inputs.advantages_BT).mean())\n"
     )
-    done = lightrft("plugins", "check", "wrong.py")
+    done = forked("plugins", "check", "wrong.py")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAIL  loss.wrong" in done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BY_NAME)
-def test_a_new_project_of_each_kind_passes_the_check_untouched(lightrft, tmp_path, kind):
-    made = lightrft("plugins", "new", "acme", "--kind", kind)
+def test_a_new_project_of_each_kind_passes_the_check_untouched(forked, tmp_path, kind):
+    made = forked("plugins", "new", "acme", "--kind", kind)
     assert made.returncode == 0, made.stderr
-    done = lightrft("plugins", "check", "lightrft-acme", timeout=500)
+    done = forked("plugins", "check", "lightrft-acme", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kind}.acme" in done.stdout
     assert "all passed" in done.stdout
-    shown = lightrft("plugins", "show", f"{kind}.acme", "--file", "lightrft-acme")
+    shown = forked("plugins", "show", f"{kind}.acme", "--file", "lightrft-acme")
     assert shown.returncode == 0, shown.stderr
 
 

@@ -24,23 +24,18 @@ def named(text):
     return first.removeprefix("# file: ")
 
 
-def run_lightrft(line, folder):
-    words = shlex.split(line)
-    environ = [words.pop(0) for _ in range(words.index("lightrft"))]
-    command = ["env", *environ, sys.executable, "-m", "lightrft_core.cli.main", *words[1:]]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
-
-
 def test_every_block_is_of_a_language_that_is_tested():
     assert {language for language, _ in BLOCK.findall(PAGE.read_text())} == {"bash", "python", "toml", "yaml"}
 
 
 @pytest.mark.slow
-def test_every_command_and_python_block_runs(tmp_path):
+def test_every_command_and_python_block_runs(tmp_path, forked):
     for text in blocks("python"):
         (tmp_path / named(text)).write_text(text)
     for line in [line for text in blocks("bash") for line in text.splitlines()]:
-        done = run_lightrft(line, tmp_path)
+        words = shlex.split(line)
+        at = words.index("lightrft")
+        done = forked(*words[at + 1 :], env=dict(word.split("=", 1) for word in words[:at]))
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     for text in blocks("python"):
         done = subprocess.run([sys.executable, named(text)], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -127,7 +127,9 @@ EFFECTS = {
     "flash_attn": ("", {"model.attention": "flash_attention_2"}),
     "save_path": ("./out", {"run.dir": "{here}/out"}),
     "ckpt_path": ("out", {"run.dir": "out"}),
+    "load_checkpoint": ("", {"run.resume": True}),
     "save_steps": ("20", {"checkpoint.every": 20}),
+    "save_interval": ("2", {"checkpoint.every_episodes": 2}),
     "max_ckpt_num": ("5", {"checkpoint.keep": 5}),
     "max_ckpt_mem": ("1000", {"checkpoint.max_gb": 1000.0}),
     "save_hf_ckpt": ("", {"checkpoint.export": True}),
@@ -166,15 +168,13 @@ ERRORS = {
     "fp8_rollout": ("", SERVER),
     "limit_mm_image_per_prompt": ("2", SERVER),
     "limit_mm_video_per_prompt": ("2", SERVER),
-    "gradient_checkpointing_use_reentrant": ("", "has no effect: checkpointing here is never re-entrant."),
+    "gradient_checkpointing_use_reentrant": ("", "has no effect: strategy.checkpointing is off, so nothing is"),
     "ema_beta": ("0.99", "has no effect: strategy.ema is off, so no average is kept."),
     "disable_fast_tokenizer": ("", "It waits for an adapter with slow tokenizers; transformers 5 has none."),
     "processor": ("x", MEDIA),
     "text_only": ("", MEDIA),
     "fps": ("2", MEDIA),
     "max_pixels": ("1000", MEDIA),
-    "load_checkpoint": ("", "has no effect: go on with a run by `lightrft train --resume RUN`."),
-    "save_interval": ("1", "has no effect: it counts episodes; --save_steps counts steps, and the end always saves."),
     "log_dir": ("logs", "has no effect: metrics.jsonl and log.txt are in the run's folder: --save_path."),
     "num_trajectories_to_save": ("10", "has no effect: every rollout is saved"),
     "mark_high_entropy_tokens": ("", "has no effect: `lightrft rollouts RUN` shows what the model wrote."),
@@ -326,6 +326,13 @@ def test_normalising_twice_is_refused_with_a_reason(run_problems):
 def test_flags_for_the_clip_reach_the_loss_that_an_algorithm_brings(load_run):
     run = load_run(BASE, flags=("--use_gspo", "--clip_range_higher", "0.001"))
     assert (run.loss.name, run.loss.config.clip_low, run.loss.config.clip_high) == ("gspo", 3e-4, 1e-3)
+
+
+def test_re_entrant_checkpoints_are_checkpoints(load_run):
+    run = load_run(BASE, flags=("--gradient_checkpointing", "--gradient_checkpointing_use_reentrant"))
+    config = run.strategy.config
+    assert (config.checkpointing, config.checkpointing_reentrant) == (True, True)
+    assert "checkpointing_reentrant" not in load_run(BASE).to_yaml()
 
 
 def test_a_flag_works_once_its_component_is_chosen(load_run):

@@ -54,6 +54,7 @@ def test_the_default_name_is_the_recipe_and_the_time():
     assert default_name("gsm8k_grpo.yaml", now) == "gsm8k_grpo-0304-150607"
     assert default_name("my run!", now) == "my-run--0304-150607"
     assert default_name("..", now) == "run-0304-150607"
+    assert default_name("gsm8k_grpo.yaml", None) == "gsm8k_grpo"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -404,7 +404,7 @@ IDLE = {
     "optim: {schedule: cosine, power: 2}": "optim.power: has no effect: schedule is cosine. Did you mean",
     "optim: {muon: {momentum: 0.9}}": "optim.muon: has no effect: optimizer is adamw. Did you mean optimizer 'muon'?",
     "optim: {warmup_ratio: 0.2, warmup_steps: 3}": "optim.warmup_ratio: has no effect: optim.warmup_steps is set.",
-    "checkpoint: {background: true}": "checkpoint.background: has no effect: checkpoint.every is not set: ",
+    "checkpoint: {background: true}": "checkpoint.background: has no effect: neither checkpoint.every nor ",
     "run: {steps: 2, episodes: 2}": "run.episodes: has no effect: run.steps is set. Give one of the two.",
     "evaluation: {every: 5}": "evaluation.every: has no effect: there is no evaluation.task.",
     "evaluation: {task: {path: ./test.jsonl}, top_p: 0.9}": "evaluation.top_p: has no effect: evaluation.temperature",

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from lightrft_core.errors import RunFailed, StoppedEarly
 from lightrft_core.plugins import Plugins
+from lightrft_core.saving import is_due
 from lightrft_core.seal import list_files
 from lightrft_core.sections import CheckpointSection, EvaluationSection
 from lightrft_core.testing.toys import ToyWorlds
@@ -19,6 +20,32 @@ from tests.core.toy_run import NotingStrategy, Options, toy_run
 
 BESIDE = CheckpointSection(every=2, keep=9, background=True)
 EVERY_STEP = CheckpointSection(every=1, keep=9, background=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "prompts_per_step", "expected"),
+    [  # of ten prompts
+        ({}, 2, []),
+        ({"every": 5}, 2, [5, 10, 15]),
+        ({"every_episodes": 1}, 2, [5, 10, 15]),
+        ({"every_episodes": 2}, 2, [10]),
+        ({"every_episodes": 1}, 3, [4, 7, 10, 14]),  # the 10th, 20th, 30th and 40th prompt
+        ({"every_episodes": 1, "every": 4}, 3, [4, 7, 8, 10, 12, 14, 16]),
+        ({"every_episodes": 3}, 25, [2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14, 15, 16]),  # most steps end three passes
+    ],
+)
+def test_a_step_saves_where_a_pass_over_the_prompts_ends(section, prompts_per_step, expected):
+    given = CheckpointSection(**section)
+    drawn, by_hand = 0, []
+    for step in range(1, 17):
+        ends = [number for number in range(drawn + 1, drawn + prompts_per_step + 1) if number % 10 == 0]
+        drawn += prompts_per_step
+        passes = [number // 10 for number in ends]
+        by_passes = given.every_episodes and any(number % given.every_episodes == 0 for number in passes)
+        if by_passes or (given.every and step % given.every == 0):
+            by_hand.append(step)
+    found = [step for step in range(1, 17) if is_due(given, step, prompts_per_step, 10)]
+    assert found == by_hand == expected
 
 
 class Held(NotingStrategy):

@@ -122,6 +122,26 @@ def test_saves_come_every_so_often_and_at_the_end_and_a_second_save_does_nothing
     assert [word for word in listener.told if word.startswith("save")] == saves
 
 
+def test_a_step_that_is_due_twice_is_saved_once_and_a_resumed_run_keeps_the_count_of_passes(tmp_path):
+    checkpoint = CheckpointSection(every=2, every_episodes=1, keep=9)
+    options = Options(steps=7, prompts=4, num_rows=8, evaluation=QUIET, checkpoint=checkpoint)
+    assert saved_by(toy_run(tmp_path / "twice", options)) == [2, 4, 6, 7]
+    options = replace(options, num_rows=6, checkpoint=CheckpointSection(every_episodes=1, keep=9))
+    assert saved_by(toy_run(tmp_path / "whole", options)) == [2, 3, 5, 6, 7]
+    assert saved_by(toy_run(tmp_path / "parts", replace(options, steps=4))) == [2, 3, 4]
+    again = toy_run(tmp_path / "parts", options)
+    again.trainer.resume(again.parts.checkpoints.newest().state)
+    assert saved_by(again) == [5, 6, 7]
+
+
+def saved_by(run):
+    """Steps that a run saves."""
+    listener = Listener()
+    run.parts.callbacks = [listener]
+    run.trainer.run()
+    return [int(word.split()[1]) for word in listener.told if word.startswith("save")]
+
+
 def test_a_last_step_on_the_beat_is_saved_once(tmp_path):
     run = toy_run(tmp_path, Options(steps=2, evaluation=QUIET, checkpoint=CheckpointSection(every=1)))
     listener = Listener()

@@ -1,6 +1,10 @@
 """As `forked_runs.py`, of runs by several ranks: at each kill ONE rank dies, and the others must end by themselves.
 
-python forked_ranks.py RUN.yaml FOLDER NUM_RANKS NUM_KILLS SEED [SET ...]
+Of each variant, which adds settings to the run file, there is a folder; what was hit is printed as JSON by variant.
+
+    python forked_ranks.py RUN.yaml FOLDER NUM_RANKS NUM_KILLS VARIANTS
+
+VARIANTS is JSON: a list of `[name, seed, [setting, ...]]`.
 """
 
 import json
@@ -108,11 +112,21 @@ def written_at(path: Path) -> int:
 
 
 def main() -> None:
-    """Run the undisturbed run, then the others."""
-    source, out, num_ranks = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    num_kills, draw, sets = int(sys.argv[4]), random.Random(int(sys.argv[5])), sys.argv[6:]
+    """Every variant in turn."""
+    source, out, num_ranks, num_kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     sys.modules["matplotlib"] = None  # a plot at the end of each would take most of the time
+    hits = {
+        name: disturb(source, out / name, num_ranks, num_kills, random.Random(seed), sets)
+        for name, seed, sets in json.loads(sys.argv[5])
+    }
+    print(json.dumps(hits))
+
+
+def disturb(
+    source: str, out: Path, num_ranks: int, num_kills: int, draw: random.Random, sets: Sequence[str]
+) -> list[str]:
+    """Run the undisturbed run, then the others; what each kill hit."""
     for module in (name for setting in sets for name in HEAVY.get(setting, ())):
         import_module(module)
     begin = time.monotonic()
@@ -128,7 +142,7 @@ def main() -> None:
         else:
             kills.append(hit)
     finish(start(source, out / f"disturbed{number}", sets, num_ranks), out / f"disturbed{number}")
-    print(json.dumps(kills))
+    return kills
 
 
 if __name__ == "__main__":

@@ -50,15 +50,15 @@ def test_save_hf_ckpt_puts_a_model_into_every_checkpoint(checkpoints):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, lightrft_in, tiny_run):
-    """A folder with two runs of four steps: `whole`, and `weights` under `--disable_ds_ckpt`; and its `lightrft`."""
+def runs(tmp_path_factory, forked_in, tiny_run):
+    """A folder with two runs of four steps: `whole`, and `weights` under `--disable_ds_ckpt`; and its command line."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "run.yaml").write_text(tiny_run)
-    lightrft = lightrft_in(folder)
+    forked = forked_in(folder)
     for name, flags in {"whole": ["--save_hf_ckpt"], "weights": ["--disable_ds_ckpt"]}.items():
-        done = lightrft("train", "run.yaml", "--set", f"run.name={name}", *flags, "--max_ckpt_num", "3", env=CPU)
+        done = forked("train", "run.yaml", "--set", f"run.name={name}", *flags, "--max_ckpt_num", "3", env=CPU)
         assert done.returncode == 0, done.stderr
-    return folder, lightrft
+    return folder, forked
 
 
 def files_of(folder):
@@ -80,55 +80,55 @@ def test_disable_ds_ckpt_leaves_the_hugging_face_folder_alone(runs):
 
 @pytest.mark.slow
 def test_what_disable_ds_ckpt_left_is_exported_evaluated_and_served_as_any_checkpoint(runs):
-    folder, lightrft = runs
+    folder, forked = runs
     found = {}
     for name in ("whole", "weights"):
         run = folder / "runs" / name
-        done = lightrft("export", name, "--step", "3", "--to", f"{name}-model", env=CPU)
+        done = forked("export", name, "--step", "3", "--to", f"{name}-model", env=CPU)
         assert done.returncode == 0, done.stderr
-        measured = lightrft("eval", name, "--step", "3", "--json", env=CPU)
+        measured = forked("eval", name, "--step", "3", "--json", env=CPU)
         assert measured.returncode == 0, measured.stderr
         with open_source(str(run), step=3, engine=None, sets=()) as source:
             served = [tensor.sum().item() for tensor in source.adapter.load("policy").parameters()]
             assert source.name == f"{name}-step-3"
         found[name] = files_of(folder / f"{name}-model"), json.loads(measured.stdout), served
     assert found["weights"] == found["whole"]
-    refused = lightrft("export", "weights", "--ema", "--to", "average", env=CPU)
+    refused = forked("export", "weights", "--ema", "--to", "average", env=CPU)
     assert refused.returncode == 2
     assert "--ema: this checkpoint holds the policy's weights alone. Leave it out" in refused.stderr
 
 
 @pytest.mark.slow
 def test_a_run_under_disable_ds_ckpt_does_not_go_on_but_another_starts_from_its_weights(runs):
-    folder, lightrft = runs
+    folder, forked = runs
     before = files_of(folder / "runs/weights")
-    refused = lightrft("train", "--resume", "weights", "--set", "run.steps=6", env=CPU)
+    refused = forked("train", "--resume", "weights", "--set", "run.steps=6", env=CPU)
     newest = folder / "runs/weights/checkpoints/step_000004"
     assert refused.returncode == 2
     (told,) = refused.stderr.splitlines()
     assert told.startswith(f"error: {newest}: holds the policy's weights alone, since checkpoint.resumable is false: ")
     assert files_of(folder / "runs/weights") == before
     words = told.partition("`lightrft ")[2].removesuffix("`.").replace("NEW_NAME", "again").split()
-    done = lightrft(*words, "--set", "run.steps=1", env=CPU)
+    done = forked(*words, "--set", "run.steps=1", env=CPU)
     assert done.returncode == 0, done.stderr
     assert Checkpoints(folder / "runs/again/checkpoints", keep=9).steps() == [1]
 
 
 @pytest.mark.slow
-def test_a_run_under_disable_ds_ckpt_that_is_stopped_goes_on(lightrft, tmp_path, tiny_run):
+def test_a_run_under_disable_ds_ckpt_that_is_stopped_goes_on(forked, tmp_path, tiny_run):
     (tmp_path / "run.yaml").write_text(tiny_run)
-    limits = ("--set", "run.max_time=6s", "--set", "run.steps=100000", "--set", "checkpoint.every=5")
-    stopped = lightrft("train", "run.yaml", "--disable_ds_ckpt", *limits, env=CPU)
+    limits = ("--set", "run.max_time=3s", "--set", "run.steps=100000", "--set", "checkpoint.every=5")
+    stopped = forked("train", "run.yaml", "--disable_ds_ckpt", *limits, env=CPU)
     assert stopped.returncode == 75, stopped.stderr
     saved = Checkpoints(tmp_path / "runs/tiny/checkpoints", keep=9).newest()
     assert saved.is_resumable
     end = ("--set", "run.max_time=null", "--set", f"run.steps={saved.step + 1}")
-    resumed = lightrft("train", "--resume", "tiny", *end, env=CPU)
+    resumed = forked("train", "--resume", "tiny", *end, env=CPU)
     assert resumed.returncode == 0, resumed.stderr
     assert f"(step {saved.step} of {saved.step + 1})" in resumed.stderr
     checkpoints = Checkpoints(tmp_path / "runs/tiny/checkpoints", keep=9)
     assert (checkpoints.newest().step, checkpoints.newest().is_resumable) == (saved.step + 1, False)
-    back = lightrft("train", "--resume", "tiny", env=CPU)
+    back = forked("train", "--resume", "tiny", env=CPU)
     assert back.returncode == 0, back.stderr
     newest = tmp_path / f"runs/tiny/checkpoints/step_{saved.step + 1:06d}"
     assert f"{newest} is newer, and holds the policy's weights alone" in back.stderr
@@ -136,7 +136,7 @@ def test_a_run_under_disable_ds_ckpt_that_is_stopped_goes_on(lightrft, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
-def test_disable_ds_ckpt_on_two_ranks_in_the_background(lightrft, tmp_path, tiny_run, strategy):
+def test_disable_ds_ckpt_on_two_ranks_in_the_background(lightrft, forked, tmp_path, tiny_run, strategy):
     (tmp_path / "run.yaml").write_text(tiny_run)
     sets = (*SHARDED[strategy], "checkpoint.background=true", "run.steps=2")
     words = [word for text in sets for word in ("--set", text)]
@@ -148,5 +148,5 @@ def test_disable_ds_ckpt_on_two_ranks_in_the_background(lightrft, tmp_path, tiny
     models = [AutoModelForCausalLM.from_pretrained(path / "hf").state_dict() for path in (first, last)]
     assert all(models[0][name].shape == tensor.shape for name, tensor in models[1].items())
     assert any(not models[0][name].equal(tensor) for name, tensor in models[1].items())
-    done = lightrft("eval", "tiny", "--json", env=CPU)
+    done = forked("eval", "tiny", "--json", env=CPU)
     assert done.returncode == 0, done.stderr

@@ -14,10 +14,10 @@ run: {steps: 3}
 
 
 @pytest.fixture
-def shown(lightrft, tmp_path, quickstart_model) -> str:
+def shown(forked, tmp_path, quickstart_model) -> str:
     (tmp_path / "run.yaml").write_text(RUN_FILE.replace("MODEL", str(quickstart_model)))
     (tmp_path / "train.jsonl").write_text('{"id": "tea", "prompt": "How many are 2 and 2?", "ground_truth": "4"}\n' * 5)
-    done = lightrft("train", "run.yaml", "--dry-run", env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    done = forked("train", "run.yaml", "--dry-run", env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "runs").exists()
     return done.stdout

@@ -52,14 +52,14 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, lightrft_in, quickstart_model) -> Trained:
+def trained(tmp_path_factory, forked_in, quickstart_model) -> Trained:
     folder = tmp_path_factory.mktemp("gsm8k")
     write_rows(folder / "train.jsonl", 40, seed=1)
     write_rows(folder / "test.jsonl", NUM_TEST, seed=2)
-    lightrft = lightrft_in(folder)
+    forked = forked_in(folder)
     data = ("--pretrain", quickstart_model, "--prompt_data", "train.jsonl")
-    first = lightrft("train", RECIPE, *data, *SMALL, "--set", "run.steps=2", "--set", "run.name=small")
-    resumed = lightrft("train", "--resume", "small", "--set", "run.steps=3")
+    first = forked("train", RECIPE, *data, *SMALL, "--set", "run.steps=2", "--set", "run.name=small")
+    resumed = forked("train", "--resume", "small", "--set", "run.steps=3")
     return Trained(folder, first, resumed)
 
 
@@ -82,8 +82,8 @@ def test_it_goes_on_to_more_steps(trained, read_metrics):
     assert [line["step"] for line in read_metrics(trained.run) if "train/loss" in line] == [1, 2, 3]
 
 
-def test_eval_scores_the_checkpoint_as_the_run_did_and_writes_every_answer(trained, lightrft_in, read_metrics):
-    done = lightrft_in(trained.folder)("eval", "small", "--json", "--out", "answers.jsonl")
+def test_eval_scores_the_checkpoint_as_the_run_did_and_writes_every_answer(trained, forked_in, read_metrics):
+    done = forked_in(trained.folder)("eval", "small", "--json", "--out", "answers.jsonl")
     assert done.returncode == 0, done.stderr
     own = read_metrics(trained.run)[-1]
     assert json.loads(done.stdout) == pytest.approx({name: own[name] for name in own if name.startswith("eval/")})
@@ -92,10 +92,10 @@ def test_eval_scores_the_checkpoint_as_the_run_did_and_writes_every_answer(train
     assert all(answer["reference"].isdigit() for answer in answers)
 
 
-def test_the_exported_folder_loads_with_the_weights_of_the_checkpoint(trained, lightrft_in):
+def test_the_exported_folder_loads_with_the_weights_of_the_checkpoint(trained, forked_in):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    done = lightrft_in(trained.folder)("export", "small", "--to", "exported")
+    done = forked_in(trained.folder)("export", "small", "--to", "exported")
     assert done.returncode == 0, done.stderr
     model = AutoModelForCausalLM.from_pretrained(trained.folder / "exported", dtype=torch.float32)
     checkpoint = Checkpoints(trained.run / "checkpoints", keep=1).newest()
@@ -111,11 +111,11 @@ def test_the_exported_folder_loads_with_the_weights_of_the_checkpoint(trained, l
 @pytest.mark.slow
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="the real GSM8K files are not here")
 def test_it_trains_on_the_real_file_and_scores_every_row_of_the_real_test_file(
-    lightrft, tmp_path, quickstart_model, read_metrics
+    forked, tmp_path, quickstart_model, read_metrics
 ):
     data = ("--pretrain", quickstart_model, "--prompt_data", GSM8K / "train.jsonl")
     short = ("--set", "evaluation.max_new_tokens=2", "--set", "run.steps=2", "--set", "run.name=real")
-    done = lightrft("train", RECIPE, *data, *SMALL, *short, "--set", "evaluation.at_start=false")
+    done = forked("train", RECIPE, *data, *SMALL, *short, "--set", "evaluation.at_start=false")
     assert done.returncode == 0, done.stderr
     lines = read_metrics(tmp_path / "runs/real")
     assert len([line for line in lines if "train/loss" in line]) == 2

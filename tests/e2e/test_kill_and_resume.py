@@ -82,12 +82,12 @@ def _flip_one_bit(path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
-    killed, lightrft, run_facts, tmp_path, damage, file, told
+    killed, forked, run_facts, tmp_path, damage, file, told
 ):
     run = tmp_path / "runs/damaged"
     shutil.copytree(killed.folder / "undisturbed", run)
     damage(run / "checkpoints/step_000004" / file)
-    done = lightrft("train", "--resume", "damaged")
+    done = forked("train", "--resume", "damaged")
     assert done.returncode == 0, done.stderr
     assert f"checkpoint {run}/checkpoints/step_000004 is refused: {file} {told}" in done.stderr
     assert "checkpoints/step_000003 (step 3 of 4)" in done.stderr

@@ -36,23 +36,21 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, tiny_run) -> dict[str, Killed]:
-    found = {}
-    for number, (name, sets) in enumerate(VARIANTS.items()):
-        folder = tmp_path_factory.mktemp(name)
-        source = folder / "kill.yaml"
-        source.write_text(tiny_run)
-        numbers = (NUM_RANKS, NUM_KILLS, number + 3)
-        done = subprocess.run(
-            [sys.executable, HERE / "forked_ranks.py", source, folder, *map(str, numbers), *sets],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[name] = Killed(folder, json.loads(done.stdout.splitlines()[-1]))
-    return found
+    folder = tmp_path_factory.mktemp("killed")
+    source = folder / "kill.yaml"
+    source.write_text(tiny_run)
+    variants = [(name, seed, sets) for seed, (name, sets) in enumerate(VARIANTS.items(), 3)]
+    words = (source, folder, str(NUM_RANKS), str(NUM_KILLS), json.dumps(variants))
+    done = subprocess.run(
+        [sys.executable, HERE / "forked_ranks.py", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=550,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: Killed(folder / name, hits) for name, hits in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 @pytest.mark.slow

@@ -185,11 +185,11 @@ def test_an_existing_run_is_never_overwritten(lightrft, folder, without_torch):
         ),
     ],
 )
-def test_a_mistake_in_the_data_is_told_with_its_file_and_line(lightrft, folder, edit, rows, options, expected):
+def test_a_mistake_in_the_data_is_told_with_its_file_and_line(forked, folder, edit, rows, options, expected):
     if rows is None:
         (folder / "train.jsonl").unlink()
     else:
         (folder / "train.jsonl").write_text(rows)
     edit("./train.jsonl", f"./train.jsonl{options}")
-    message = told(lightrft("train", "run.yaml"))
+    message = told(forked("train", "run.yaml"))
     assert [part for part in expected if part not in message] == [], message

@@ -96,9 +96,9 @@ def test_five_broken_plugins_are_rows_in_the_list(lightrft, broken):
         assert reason in listed.stdout
 
 
-def test_training_goes_on_beside_five_broken_plugins(lightrft, broken, tmp_path, tiny_run):
+def test_training_goes_on_beside_five_broken_plugins(forked, broken, tmp_path, tiny_run):
     (tmp_path / "run.yaml").write_text(tiny_run)
-    done = lightrft("train", "run.yaml", *TRAIN_TWO, env=broken)
+    done = forked("train", "run.yaml", *TRAIN_TWO, env=broken)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -132,11 +132,11 @@ def test_using_a_broken_plugin_is_an_error_of_one_line_that_says_what_to_do(
     assert [part for part in expected if part not in message] == [], message
 
 
-def test_a_single_file_plugin_with_a_loss_and_a_reward_trains(lightrft, tmp_path, tiny_run, read_metrics):
+def test_a_single_file_plugin_with_a_loss_and_a_reward_trains(forked, tmp_path, tiny_run, read_metrics):
     (tmp_path / "mine.py").write_text(LENGTH_PLUGIN)
     text = tiny_run.replace("rewards: [gsm8k]", "rewards: [{use: brevity, goal: 5}]")
     (tmp_path / "run.yaml").write_text(f"{text}\nplugins: [./mine.py]\nloss: {{use: push, scale: 0.5}}\n")
-    done = lightrft("train", "run.yaml", *TRAIN_TWO)
+    done = forked("train", "run.yaml", *TRAIN_TWO)
     assert done.returncode == 0, done.stderr
     steps = [line for line in read_metrics(tmp_path / "runs/tiny") if "train/loss" in line]
     assert len(steps) == 2
@@ -145,10 +145,8 @@ def test_a_single_file_plugin_with_a_loss_and_a_reward_trains(lightrft, tmp_path
     assert "mine" in manifest
 
 
-def test_samples_that_a_reward_cannot_score_are_left_out_and_the_run_goes_on(
-    lightrft, tmp_path, tiny_run, read_metrics
-):
-    done = _train_with_judge(lightrft, tmp_path, tiny_run, ODD, "--set", "run.max_unscored_fraction=1.0")
+def test_samples_that_a_reward_cannot_score_are_left_out_and_the_run_goes_on(forked, tmp_path, tiny_run, read_metrics):
+    done = _train_with_judge(forked, tmp_path, tiny_run, ODD, "--set", "run.max_unscored_fraction=1.0")
     assert done.returncode == 0, done.stderr
     steps = [line for line in read_metrics(tmp_path / "runs/tiny") if "train/loss" in line]
     assert len(steps) == 2
@@ -163,18 +161,18 @@ def test_samples_that_a_reward_cannot_score_are_left_out_and_the_run_goes_on(
     assert [word for word in ("no such answer", "nan", "None") if word not in reasons] == []
 
 
-def test_a_reward_that_hangs_is_ended_after_its_time_limit(lightrft, tmp_path, tiny_run, read_metrics):
+def test_a_reward_that_hangs_is_ended_after_its_time_limit(forked, tmp_path, tiny_run, read_metrics):
     small = ("--set", "sampler.prompts_per_step=1", "--set", "optim.batch_size=4", "--set", "run.steps=1")
     small += ("--set", "rewards[judge].timeout=0.5", "--set", "run.max_unscored_fraction=1.0")
-    done = _train_with_judge(lightrft, tmp_path, tiny_run, "time.sleep(3600)", *small)
+    done = _train_with_judge(forked, tmp_path, tiny_run, "time.sleep(3600)", *small)
     assert done.returncode == 0, done.stderr
     assert "took longer than 0.5 s (its `timeout`)" in done.stderr
     assert [line["reward/unscored_fraction"] for line in read_metrics(tmp_path / "runs/tiny")] == [1.0]
 
 
-def test_a_reward_that_cannot_score_too_many_samples_stops_the_run_and_says_why(lightrft, tmp_path, tiny_run):
+def test_a_reward_that_cannot_score_too_many_samples_stops_the_run_and_says_why(forked, tmp_path, tiny_run):
     limits = ("--set", "run.max_unscored_fraction=0.05", "--set", "run.unscored_patience=2")
-    done = _train_with_judge(lightrft, tmp_path, tiny_run, ODD, *limits)
+    done = _train_with_judge(forked, tmp_path, tiny_run, ODD, *limits)
     assert done.returncode == 1, done.stderr
     message = done.stderr.partition("error: ")[2]
     assert "of the samples could not be scored, in 2 steps in a row" in message
@@ -182,8 +180,8 @@ def test_a_reward_that_cannot_score_too_many_samples_stops_the_run_and_says_why(
     assert "Traceback" not in done.stderr
 
 
-def _train_with_judge(lightrft, folder, tiny_run, judgement, *words):
+def _train_with_judge(forked, folder, tiny_run, judgement, *words):
     (folder / "judge.py").write_text(JUDGE.replace("JUDGEMENT", judgement))
     text = tiny_run.replace("rewards: [gsm8k]", "rewards: [{use: python, name: judge, path: './judge.py:judge'}]")
     (folder / "run.yaml").write_text(text.replace("evaluation: {", "evaluation: {at_end: false, "))
-    return lightrft("train", "run.yaml", *TRAIN_TWO, *words)
+    return forked("train", "run.yaml", *TRAIN_TWO, *words)

@@ -6,9 +6,9 @@ import pytest
 
 
 @pytest.mark.slow
-def test_ppo_gains_30_points_in_20_steps(lightrft, tmp_path):
+def test_ppo_gains_30_points_in_20_steps(forked, tmp_path):
     sets = ("algorithm=ppo", "critic.lr=1e-3", "run.steps=20", "run.name=ppo")
-    done = lightrft("train", "quickstart", *(word for item in sets for word in ("--set", item)))
+    done = forked("train", "quickstart", *(word for item in sets for word in ("--set", item)))
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "runs/ppo/metrics.jsonl").read_text().splitlines()]
     scores = {line["step"]: line["eval/accuracy"] for line in lines if "eval/accuracy" in line}
@@ -19,23 +19,23 @@ def test_ppo_gains_30_points_in_20_steps(lightrft, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_a_critic_first_and_exports_the_average(lightrft, tmp_path, quickstart_model):
+def test_the_recipe_trains_a_critic_first_and_exports_the_average(forked, tmp_path, quickstart_model):
     row = json.dumps({"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}) + "\n"
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(row * 8)
     data = ("--pretrain", quickstart_model, "--prompt_data", "train.jsonl", "--generate_max_len", "8")
     small = ("--rollout_batch_size", "8", "--train_batch_size", "8", "--set", "run.steps=3", "--set", "run.name=ppo")
-    done = lightrft("train", "gsm8k_ppo", *data, *small)
+    done = forked("train", "gsm8k_ppo", *data, *small)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "runs/ppo/metrics.jsonl").read_text().splitlines()]
     rates = [line["train/lr"] for line in lines if "train/lr" in line]
     assert rates[:2] == [0.0, 0.0] and rates[2] > 0
-    exported = lightrft("export", "ppo", "--to", "out", "--ema")
+    exported = forked("export", "ppo", "--to", "out", "--ema")
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "out/model.safetensors").exists()
 
 
-def test_the_average_and_the_critic_are_exported_on_request(lightrft, tmp_path):
+def test_the_average_and_the_critic_are_exported_on_request(forked, tmp_path):
     from safetensors.torch import load_file
 
     sets = (
@@ -46,10 +46,10 @@ def test_the_average_and_the_critic_are_exported_on_request(lightrft, tmp_path):
         "run.name=short",
         "evaluation=null",
     )
-    done = lightrft("train", "quickstart", *(word for item in sets for word in ("--set", item)))
+    done = forked("train", "quickstart", *(word for item in sets for word in ("--set", item)))
     assert done.returncode == 0, done.stderr
     for words in (("--to", "last"), ("--to", "average", "--ema")):
-        done = lightrft("export", "short", *words)
+        done = forked("export", "short", *words)
         assert done.returncode == 0, done.stderr
     last, average = (load_file(tmp_path / name / "model.safetensors") for name in ("last", "average"))
     assert last.keys() == average.keys()

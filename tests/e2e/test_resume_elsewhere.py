@@ -11,14 +11,14 @@ CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, lightrft_in, tiny_run) -> dict[str, Path]:
+def runs(tmp_path_factory, lightrft_in, forked_in, tiny_run) -> dict[str, Path]:
     """An undisturbed run, and one that moved twice; with what that said."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "run.yaml").write_text(tiny_run)
-    lightrft = lightrft_in(folder)
 
     def go(*words):
-        done = lightrft("train", *words, env=CPU)
+        work_in = lightrft_in if "--processes" in words else forked_in
+        done = work_in(folder)("train", *words, env=CPU)
         assert done.returncode == 0, done.stderr
         return done.stderr
 
@@ -51,8 +51,8 @@ def test_what_changed_is_told_and_kept_in_the_manifest(runs):
 
 
 @pytest.mark.slow
-def test_the_checkpoint_of_two_ranks_is_exported_by_one_process(runs, lightrft, tmp_path):
-    done = lightrft("export", runs["moved"], "--step", "3", "--to", "out", env=CPU)
+def test_the_checkpoint_of_two_ranks_is_exported_by_one_process(runs, forked, tmp_path):
+    done = forked("export", runs["moved"], "--step", "3", "--to", "out", env=CPU)
     assert done.returncode == 0, done.stderr
     shards = sorted((runs["moved"] / "checkpoints/step_000003/policy/weights").iterdir())
     assert [path.name for path in shards] == ["shard-00000.safetensors", "shard-00001.safetensors"]
@@ -65,9 +65,9 @@ def test_the_checkpoint_of_two_ranks_is_exported_by_one_process(runs, lightrft, 
 
 
 @pytest.mark.slow
-def test_another_seed_is_refused_and_nothing_is_written(runs, lightrft):
+def test_another_seed_is_refused_and_nothing_is_written(runs, forked):
     before = (runs["moved"] / "run.yaml").read_text()
-    done = lightrft("train", "--resume", runs["moved"], "--set", "run.seed=8")
+    done = forked("train", "--resume", runs["moved"], "--set", "run.seed=8")
     assert done.returncode == 2
     assert "run.seed: a run that goes on keeps its value, which is 7" in done.stderr
     assert (runs["moved"] / "run.yaml").read_text() == before

@@ -14,12 +14,12 @@ CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, lightrft_in):
+def runs(tmp_path_factory, lightrft_in, forked_in):
     """The same three steps by one process and by two."""
     folders = {}
-    for num in (1, 2):
+    for num, work_in in ((1, forked_in), (2, lightrft_in)):
         folder = tmp_path_factory.mktemp(f"by{num}")
-        done = lightrft_in(folder)("train", "quickstart", "--processes", str(num), *SMALL, env=CPU)
+        done = work_in(folder)("train", "quickstart", "--processes", str(num), *SMALL, env=CPU)
         assert done.returncode == 0, done.stderr
         folders[num] = folder / "runs/small"
     return folders

@@ -59,6 +59,12 @@ def hf_config(kind: str, **changes):
         from transformers import MistralConfig
 
         return MistralConfig(**{**SIZES, "sliding_window": 8, **changes})
+    if kind == "qwen3_moe":
+        from transformers import Qwen3MoeConfig
+
+        return Qwen3MoeConfig(
+            **{**SIZES, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, **changes}
+        )
     return {"qwen2": Qwen2Config, "llama": LlamaConfig}[kind](**{**SIZES, **changes})
 
 

@@ -12,8 +12,8 @@ from lightrft_engines.decode.decoder import Decoder
 from lightrft_engines.decode.readers import PaddedReader, SharedReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FAMILIES = ("qwen2", "llama", "mistral", "gemma2", "gpt2")
-SHARING = ("qwen2", "llama", "gpt2")
+FAMILIES = ("qwen2", "llama", "mistral", "gemma2", "gpt2", "qwen3_moe")
+SHARING = ("qwen2", "llama", "gpt2", "qwen3_moe")
 LENGTHS = (1, 3, 12, 12, 5)
 
 
@@ -59,7 +59,8 @@ def flat(groups):
 
 def test_which_models_share_prompts_is_found_out(kit):
     longest = {family: Decoder(kit.model(family)).longest_shared for family in FAMILIES}
-    assert longest == {"qwen2": math.inf, "llama": math.inf, "gpt2": math.inf, "mistral": 8, "gemma2": 0}
+    whole = dict.fromkeys(("qwen2", "llama", "gpt2", "qwen3_moe"), math.inf)
+    assert longest == {**whole, "mistral": 8, "gemma2": 0}
 
 
 def test_a_model_with_another_attention_runs_with_padding(kit):

@@ -12,7 +12,7 @@ def logits(module):
         return module(IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "gemma2", "qwen3_moe"])
 def test_the_twin_computes_the_same_and_follows_weights_that_change_in_place(kit, family):
     model = kit.model(family)
     twin = direct_twin(model)

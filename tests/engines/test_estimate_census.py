@@ -17,7 +17,9 @@ def counted(folder, **options):
 TIED = {"tie_word_embeddings": True}
 
 
-@pytest.mark.parametrize(("kind", "changes"), [("qwen2", {}), ("gpt2", {}), ("gemma2", {}), ("qwen2", TIED)])
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("qwen2", {}), ("gpt2", {}), ("gemma2", {}), ("qwen3_moe", {}), ("qwen2", TIED)]
+)
 def test_a_census_counts_the_real_models_weights_and_tied_ones_once(kit, tmp_path, kind, changes):
     real = kit.model(kind, **changes)
     real.save_pretrained(tmp_path)

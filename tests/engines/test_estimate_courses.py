@@ -11,6 +11,7 @@ from lightrft_engines.estimate.work import Cutter, Rows
 from lightrft_engines.hub import build_model, load_config
 from lightrft_engines.logprobs import assumed
 from lightrft_engines.packing import packed
+from lightrft_engines.training.checkpointing import Checkpointing
 from lightrft_engines.training.fsdp2 import shard_units
 from lightrft_engines.training.microbatch import Limits
 from torch.autograd.graph import saved_tensors_hooks
@@ -91,6 +92,22 @@ def test_checkpointing_keeps_one_state_per_block(deep_folder):
     tokens = 2 * (5 + 3 * 6)
     assert course.block_saved == tokens * 32 * 4
     assert course.saved < traced(deep_folder).saved / 3
+
+
+def test_re_entrant_checkpoints_hold_what_a_real_pass_by_them_holds(deep_folder):
+    most = {}
+    for reentrant in (False, True):
+        model, _ = built(deep_folder)
+        compute = cut(model).loss(model)
+        with model.metered() as meter, Checkpointing(model.module, True, reentrant=reentrant):
+            loss = compute(model.module)
+            meter.restart()
+            loss.backward()
+        most[reentrant] = meter.most
+    plain, course = traced(deep_folder, checkpointing=True), traced(deep_folder, checkpointing=True, reentrant=True)
+    more = [item.activations - before.activations for item, before in zip(course.moments, plain.moments, strict=True)]
+    assert more == [0, most[True] - most[False], most[True] - most[False], 0]
+    assert more[1] == course.block_saved
 
 
 def test_offloaded_activations_leave_the_device(deep_folder):

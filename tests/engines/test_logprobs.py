@@ -49,6 +49,7 @@ def largest_difference(found, expected) -> float:
         ("llama", torch.float64, 1e-12, 1e-6),
         ("qwen2", torch.float32, 1e-5, 1e-4),
         ("gpt2", torch.float32, 1e-5, 1e-4),
+        ("qwen3_moe", torch.float32, 1e-5, 1e-4),
     ],
 )
 def test_both_layouts_equal_the_row_by_row_model(kit, batch, kind, dtype, value_tolerance, gradient_tolerance, layout):

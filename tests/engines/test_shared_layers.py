@@ -3,7 +3,7 @@
 import pytest
 from lightrft_core.errors import UserError
 from lightrft_engines.sequence import allows
-from lightrft_engines.training.config import Fsdp2Config
+from lightrft_engines.training.config import Fsdp2Config, SingleConfig
 from pydantic import ValidationError
 
 from tests.engines.ranks import on_ranks
@@ -59,6 +59,11 @@ def test_a_shard_size_that_does_not_divide_the_ranks(kit, qwen_folder, tmp_path)
 def test_sequences_and_layers_are_not_both_shared():
     with pytest.raises(ValidationError, match="sequence_parallel and tensor_parallel cannot both be more than 1"):
         Fsdp2Config(sequence_parallel=2, tensor_parallel=2)
+
+
+def test_padded_rows_are_not_shared():
+    with pytest.raises(ValidationError, match="sequence_parallel cuts packed rows, and packing is false"):
+        SingleConfig(sequence_parallel=2, packing=False)
 
 
 def test_a_model_with_other_attention_shares_no_sequence(kit, tmp_path):

@@ -125,6 +125,26 @@ def test_a_process_alone_is_a_world_of_one(kit, qwen_folder, tmp_path, alone, us
     ("use", "options"),
     [
         ("ddp", {}),
+        ("fsdp2", {"sequence_parallel": 2}),
+        ("fsdp2", {"packing": False, "checkpointing": True, "cpu_offload": True}),
+        ("deepspeed", {"stage": 2}),
+        ("deepspeed", {"stage": 3, "micro_batch_size": 1}),
+    ],
+)
+def test_a_mixture_of_experts_takes_the_same_steps(kit, tmp_path, use, options):
+    """Though the ranks' tokens go to different experts."""
+    strategy_of(use)
+    folder = kit.folder(tmp_path / "experts", "qwen3_moe")
+    losses, weights, _ = steps(kit, folder, "single", list(range(8)))
+    for found, trained, _ in on_ranks(lambda rank: steps(kit, folder, use, SHARES[2][rank], **options), 2, tmp_path):
+        assert largest(trained, weights) <= 2e-6
+        assert found == [pytest.approx(step, rel=1e-3, abs=2e-5) for step in losses]
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("ddp", {}),
         ("fsdp2", {}),
         ("fsdp2", {"sequence_parallel": 2}),
         ("deepspeed", {"stage": 2}),

@@ -88,8 +88,9 @@ RULES = (
     Rule(
         ("checkpoint.background",),
         "checkpoint.every",
-        lambda get: get("checkpoint.every") is None,
-        "checkpoint.every is not set: the run saves only at its end, which waits for the checkpoint.",
+        lambda get: get("checkpoint.every") is None and get("checkpoint.every_episodes") is None,
+        "neither checkpoint.every nor checkpoint.every_episodes is set: the run saves only at its end, which waits for "
+        "the checkpoint.",
     ),
     Rule(
         ("run.watchdog_action",),

@@ -41,10 +41,11 @@ class Status:
     updated: str = ""
 
 
-def default_name(recipe: str, now: datetime) -> str:
-    """`<recipe>-<MMDD-HHMMSS>`, in characters that a folder and `run.name` allow."""
+def default_name(recipe: str, now: datetime | None) -> str:
+    """`<recipe>-<MMDD-HHMMSS>`, or `<recipe>` alone, in characters that a folder and `run.name` allow."""
     clean = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in recipe.removesuffix(".yaml"))
-    return f"{clean.lstrip('._-') or 'run'}-{now:%m%d-%H%M%S}"
+    name = clean.lstrip("._-") or "run"
+    return name if now is None else f"{name}-{now:%m%d-%H%M%S}"
 
 
 class RunDir:
@@ -75,9 +76,15 @@ class RunDir:
         return self.run_yaml.is_file() or self.status_file.is_file()
 
     @classmethod
-    def create(cls, parent: Path, name: str) -> "RunDir":
-        """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made."""
+    def create(cls, parent: Path, name: str, *, again: bool = False) -> "RunDir":
+        """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made.
+
+        `again` may find what a process left that was killed here: a folder without a file.
+        """
         path = parent.absolute() / name
+        for folder in (path / "checkpoints", path / "plots", path) if again else ():
+            with suppress(OSError):  # it is not there, or something lies in it
+                folder.rmdir()
         try:
             path.mkdir(parents=True)
             (path / "checkpoints").mkdir()
@@ -174,6 +181,11 @@ class RunDir:
             return replace(status, state="killed", reason="its process ended without a word")
         return status
 
+    def require_idle(self) -> None:
+        """`UserError` while a process trains it."""
+        if self.read_status().state == "running":
+            raise self._held()
+
     def log_handler(self) -> logging.Handler:
         """A handler that appends records to log.txt, without secrets; add it to a logger and close it at the end."""
         handler = _LogFile(self.log, encoding="utf-8", errors="backslashreplace", delay=True)
@@ -188,13 +200,16 @@ class RunDir:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
-            status = _read_object(self.status_file)
-            raise UserError(
-                f"run {self.name} is being trained by process {status.get('pid')} on {status.get('host')}.",
-                where=str(self.path),
-                hint="Wait for it or stop it, then use `--resume`; or choose another `--set run.name=...`.",
-            ) from None
+            raise self._held() from None
         self._lock = descriptor
+
+    def _held(self) -> UserError:
+        status = _read_object(self.status_file)
+        return UserError(
+            f"run {self.name} is being trained by process {status.get('pid')} on {status.get('host')}.",
+            where=str(self.path),
+            hint="Wait for it or stop it, then use `--resume`; or choose another `--set run.name=...`.",
+        )
 
     def _is_held(self) -> bool:
         try:

@@ -36,6 +36,18 @@ class _Flight:
     published: Future[tuple[Path, float]]
 
 
+def is_due(section: CheckpointSection, step: int, prompts_per_step: int, num_prompts: int) -> bool:
+    """Whether this step of a run saves, its last one aside. A pass ends with the step that draws its last prompt.
+
+    That follows from the step's number alone, so a resumed run needs no count.
+    """
+    by_step = section.every is not None and step % section.every == 0
+    if by_step or section.every_episodes is None:
+        return by_step
+    drawn, stretch = step * prompts_per_step, section.every_episodes * num_prompts
+    return drawn // stretch > (drawn - prompts_per_step) // stretch
+
+
 class Saver:
     """Saves a strategy with a run's state. `tell` is called for each published checkpoint, in the loop, on every rank.
 

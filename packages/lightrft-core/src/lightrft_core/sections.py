@@ -66,6 +66,9 @@ class RunSection(Section):
     """A sentence about the run, printed when it begins."""
     dir: str = "runs"
     """Folder that holds the runs."""
+    resume: bool = False
+    """Go on with the run of this name where it exists, else start it: the same command serves for both, e.g. in a job
+    script that is started again. `name` is by default the run file's name alone then."""
     seed: int = Field(default=42, ge=0)
     """Everything random derives from it."""
     steps: int | None = Field(default=None, ge=1)
@@ -325,6 +328,8 @@ class CheckpointSection(Section):
 
     every: int | None = Field(default=None, ge=1)
     """Save every so many steps; by default only at the end."""
+    every_episodes: int | None = Field(default=None, ge=1)
+    """Save when every so many passes over the prompts end, counted as by `run.episodes`; `every` adds its own steps."""
     keep: int = Field(default=3, ge=1)
     """Newest checkpoints to keep; older ones go after a new one is published."""
     max_gb: float | None = Field(default=None, gt=0)

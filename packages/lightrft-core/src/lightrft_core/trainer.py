@@ -21,7 +21,7 @@ from lightrft_core.measures import add_pairs, means, rollout_pairs, training_met
 from lightrft_core.parts import Parts, Plan
 from lightrft_core.phases import GIB, Phases, PhaseTable, largest
 from lightrft_core.protocols import Json, Stateful
-from lightrft_core.saving import Saver
+from lightrft_core.saving import Saver, is_due
 from lightrft_core.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Trainer:
         if plan.evaluation.every and done % plan.evaluation.every == 0 and not (last and plan.evaluation.at_end):
             self.evaluate()
         self.parts.stopper.note_step(time.monotonic() - start)
-        if plan.checkpoint.every and done % plan.checkpoint.every == 0 and not last:
+        if not last and is_due(plan.checkpoint, done, plan.prompts_per_step, len(self.parts.task)):
             with self._phase("save"):
                 self._saver.begin(done, self.state)
         if not last:

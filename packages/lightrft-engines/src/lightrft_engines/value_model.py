@@ -45,10 +45,6 @@ class ValueModel(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         """The head, by the name that transformers' models have for theirs."""
         return self.head
 
-    def gradient_checkpointing_enable(self, options: dict[str, bool]) -> None:
-        """As transformers' models do."""
-        self.backbone.gradient_checkpointing_enable(options)
-
 
 def values(critic: ValueModel, batch: Batch, layout: Layout, ranks: SequenceRanks | None = None) -> Tensor:
     """Values [B, T] in a resolved layout, on the model's device, in fp32 (fp64 for fp64); 0 past a row's length."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lightrft_core.assembly import rehearse
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.cli.banner import banner
 from lightrft_core.data import Group, Prompt, Rollout
 from lightrft_core.descriptors import RewardComponent
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lightrft_core.chosen import Chosen
     from lightrft_core.plugins import Plugins
     from lightrft_core.protocols import ModelAdapter
+    from lightrft_core.rundir import RunDir
     from lightrft_core.runfile import RunFile
 NUM_ROWS = 2
 
@@ -27,12 +29,17 @@ class Answer(NamedTuple):
     origin: str
 
 
-def show(run_file: "RunFile", plugins: "Plugins") -> None:
-    """Print the plan, sample rows with the trained tokens marked, and a reward called on a real row."""
+def show(run_file: "RunFile", plugins: "Plugins", run_dir: "RunDir | None" = None) -> None:
+    """Print the plan, sample rows with the trained tokens marked, and a reward called on a real row.
+
+    With a folder also whether the run would go on there, and from which step.
+    """
     from rich.console import Console
 
     console = Console(highlight=False)
     parts = rehearse(run_file, plugins)
+    if run_dir is not None:
+        console.print(f"run        {_beginning(run_dir)}", markup=False, soft_wrap=True)
     for line in banner(run_file, plugins, parts.batch):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"steps      {parts.num_steps} over {len(parts.task)} prompts", markup=False)
@@ -45,6 +52,16 @@ def show(run_file: "RunFile", plugins: "Plugins") -> None:
     finally:
         parts.rewards.close()
     console.print("dry run: everything was checked, nothing was trained.")
+
+
+def _beginning(run_dir: "RunDir") -> str:
+    """What training in this folder would do first."""
+    if not run_dir.run_yaml.is_file():
+        return f"would start in {run_dir.path}, where there is no run yet"
+    steps = Checkpoints(run_dir.checkpoints, keep=1).steps(resumable=True)
+    if not steps:
+        return f"would start anew in {run_dir.path}, which holds no checkpoint yet"
+    return f"would go on in {run_dir.path} from step {steps[-1]}"
 
 
 def _example_for(run_file: "RunFile", prompt: Prompt) -> Answer:

@@ -54,7 +54,7 @@ def torchrun(
     """Make the run's folder and print the command to type on each node."""
     from lightrft_core.cli.launch_torchrun import commands
 
-    run_dir = _prepare(words, sets, resume, nodes * max(gpus_per_node, 1))
+    run_dir, _ = _prepare(words, sets, resume, nodes * max(gpus_per_node, 1))
     print("\n".join(commands(run_dir.path, nodes, max(gpus_per_node, 1), host, port)))
 
 
@@ -96,8 +96,8 @@ def slurm(
         check_sbatch()
     extra = {"partition": partition, "account": account, "time": time, "job-name": job_name}
     lines = [f"{name}={value}" for name, value in extra.items() if value is not None] + (sbatch or [])
-    run_dir = _prepare(words, sets, resume, nodes * max(gpus_per_node, 1))
-    with _discarded_if_unfit(run_dir, is_new=resume is None):
+    run_dir, is_resumed = _prepare(words, sets, resume, nodes * max(gpus_per_node, 1))
+    with _discarded_if_unfit(run_dir, is_new=not is_resumed):
         text = script_text(Job(run_dir.path, nodes, gpus_per_node, cpus_per_gpu, seconds, requeue, tuple(lines)))
     path = script or run_dir.path / "job.sh"
     path.write_text(text, encoding="utf-8")
@@ -127,10 +127,10 @@ def ray(
     from lightrft_core.errors import ExitCode
 
     check_ray()
-    run_dir = _prepare(words, sets, resume, workers)
-    with _discarded_if_unfit(run_dir, is_new=resume is None):
+    run_dir, is_resumed = _prepare(words, sets, resume, workers)
+    with _discarded_if_unfit(run_dir, is_new=not is_resumed):
         code = run_on_ray(run_dir, Cluster(workers, gpus_per_worker, cpus_per_worker, address))
-    if code == ExitCode.USER and resume is None:
+    if code == ExitCode.USER and not is_resumed:
         run_dir.discard_unused()
     raise typer.Exit(code)
 
@@ -148,8 +148,10 @@ def _discarded_if_unfit(run_dir: "RunDir", *, is_new: bool) -> Iterator[None]:
         raise
 
 
-def _prepare(words: Sequence[str] | None, sets: Sequence[str] | None, resume: str | None, ranks: int) -> "RunDir":
-    """The run's folder, made or opened, after everything about the run file was checked for so many ranks."""
+def _prepare(
+    words: Sequence[str] | None, sets: Sequence[str] | None, resume: str | None, ranks: int
+) -> "tuple[RunDir, bool]":
+    """The run's folder and whether it is resumed, after everything about the run file was checked for so many ranks."""
     run, extra = split_words(words)
-    run_dir, _, _ = prepare(run, sets or [], extra, resume, ranks=ranks, make=True)
-    return run_dir
+    prepared = prepare(run, sets or [], extra, resume, ranks=ranks, make=True)
+    return prepared.run_dir, prepared.is_resumed

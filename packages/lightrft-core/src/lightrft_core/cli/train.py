@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -48,15 +48,15 @@ def train(
 
     run, extra = split_words(words)
     num = launch.world_size() if launch.is_launched() else processes or launch.num_gpus() or 1
-    run_dir, run_file, plugins = prepare(run, sets or [], extra, resume, ranks=num, make=not dry_run)
+    run_dir, run_file, plugins, is_resumed = prepare(run, sets or [], extra, resume, ranks=num, make=not dry_run)
     if dry_run:
         from lightrft_core.cli.dry_run import show
 
-        show(run_file, plugins)
+        show(run_file, plugins, run_dir if is_resumed else None)
         return
     if num > 1 and not launch.is_launched():
-        raise typer.Exit(_under_torchrun(num, run_dir, is_resumed=resume is not None))
-    train_here(run_file, plugins, run_dir, is_resumed=resume is not None)
+        raise typer.Exit(_under_torchrun(num, run_dir, is_resumed=is_resumed))
+    train_here(run_file, plugins, run_dir, is_resumed=is_resumed)
 
 
 def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
@@ -65,17 +65,27 @@ def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
     return (extra.pop(0) if extra and not extra[0].startswith("-") else None), extra
 
 
+class Prepared(NamedTuple):
+    """A run that can begin. `is_resumed`: from the newest checkpoint in its folder; without one that is a start."""
+
+    run_dir: "RunDir"
+    run_file: "RunFile"
+    plugins: "Plugins"
+    is_resumed: bool
+
+
 def prepare(
     run: str | None, sets: Sequence[str], extra: Sequence[str], resume: str | None, *, ranks: int, make: bool
-) -> "tuple[RunDir, RunFile, Plugins]":
-    """Resolve the run file; make its folder, or open the one that is resumed."""
+) -> Prepared:
+    """Resolve the run file; make its folder, or open the one that is resumed. Only rank 0 writes.
+
+    Under `run.resume` a run is a resumed one even where its folder is new: other ranks may see that only afterwards.
+    """
     from lightrft_core import launch
-    from lightrft_core.batch_rule import check_batch
-    from lightrft_core.command_line import resolve_command_line
+    from lightrft_core.command_line import named_run_file, resolve_command_line
     from lightrft_core.errors import UserError
-    from lightrft_core.frozen import require_trainable
     from lightrft_core.manifest import note_origins
-    from lightrft_core.resumption import changes, note_changes, require_resumable
+    from lightrft_core.resumption import require_resumable
     from lightrft_core.rundir import RunDir, default_name
 
     if resume is not None:
@@ -84,27 +94,48 @@ def prepare(
         run_dir = RunDir.find(resume)
         require_resumable(run_dir)
         run_file, plugins = resolve_command_line(str(run_dir.run_yaml), list(sets), list(extra))
-        check_batch(run_file, ranks)
-        require_trainable(run_file)
-        changed = changes(run_dir, run_file) if sets or extra else {}
-        if make and launch.rank() == 0:
-            run_dir.stop_file.unlink(missing_ok=True)
-        if make and launch.rank() == 0 and (sets or extra):
-            run_dir.write_run_file(run_file.to_yaml())  # what was changed holds for the next resume too
-            note_origins(run_file, run_dir)
-            note_changes(run_dir, changed)
-        return run_dir, run_file, plugins
+        _check(run_file, ranks)
+        _go_on(run_dir, run_file, is_other=bool(sets or extra), make=make and launch.rank() == 0)
+        return Prepared(run_dir, run_file, plugins, is_resumed=True)
     run_file, plugins = resolve_command_line(run, list(sets), list(extra))
+    _check(run_file, ranks)
+    section = run_file.run
+    now = None if section.resume else datetime.now()
+    name = section.name or default_name(Path(named_run_file(run, extra) or "run").name, now)
+    run_dir = RunDir(Path(section.dir).absolute() / name)
+    if launch.rank() == 0 and section.resume and run_dir.run_yaml.is_file():
+        require_resumable(run_dir)
+        _go_on(run_dir, run_file, is_other=True, make=make)
+    elif launch.rank() == 0 and make:
+        run_dir = RunDir.create(Path(section.dir), name, again=section.resume)
+        run_dir.write_run_file(run_file.to_yaml())
+        note_origins(run_file, run_dir)
+    return Prepared(run_dir, run_file, plugins, is_resumed=section.resume)
+
+
+def _check(run_file: "RunFile", ranks: int) -> None:
+    """What can be known of a run without its folder."""
+    from lightrft_core.batch_rule import check_batch
+    from lightrft_core.frozen import require_trainable
+
     check_batch(run_file, ranks)
     require_trainable(run_file)
-    name = run_file.run.name or default_name(Path(run or "run").name, datetime.now())
-    path = Path(run_file.run.dir) / name
-    if not make or launch.rank() != 0:
-        return RunDir(path), run_file, plugins
-    run_dir = RunDir.create(Path(run_file.run.dir), name)
-    run_dir.write_run_file(run_file.to_yaml())
-    note_origins(run_file, run_dir)
-    return run_dir, run_file, plugins
+
+
+def _go_on(run_dir: "RunDir", run_file: "RunFile", *, is_other: bool, make: bool) -> None:
+    """Resume it by this run file. Where that is not the run's own, what differs holds for the next resume too."""
+    from lightrft_core.manifest import note_origins
+    from lightrft_core.resumption import changes, note_changes
+
+    changed = changes(run_dir, run_file) if is_other else {}
+    if not make:
+        return
+    run_dir.require_idle()
+    run_dir.stop_file.unlink(missing_ok=True)
+    if changed:
+        run_dir.write_run_file(run_file.to_yaml())
+        note_origins(run_file, run_dir)
+        note_changes(run_dir, changed)
 
 
 def _under_torchrun(num: int, run_dir: "RunDir", *, is_resumed: bool) -> int:

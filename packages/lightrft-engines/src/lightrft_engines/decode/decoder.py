@@ -17,6 +17,7 @@ from lightrft_engines.decode.rows import Decode, Row, SharedPrompt, StopTexts
 from lightrft_engines.decode.session import Session
 from lightrft_engines.decode.sharing import longest_shared
 from lightrft_engines.decode.steps import Step, direct_step
+from lightrft_engines.decode.threads import StepThreads
 
 
 class Decoder:
@@ -43,6 +44,7 @@ class Decoder:
         self.max_batch_size, self.max_prefill_tokens = max_batch_size, max_prefill_tokens
         self.time_limit = math.inf if time_limit is None else time_limit
         self._step: Callable[[], Step] = lambda: direct_step(self.module)
+        self._threads: StepThreads | None = StepThreads(module)
         self.device = next(module.parameters()).device
         self.longest_shared = longest_shared(module)
         self.max_positions = _max_positions(module)
@@ -53,7 +55,7 @@ class Decoder:
         from lightrft_engines.decode.compiled import CompiledStep  # importing the compiler takes a second
 
         compiled = CompiledStep(self.module)
-        self._step = lambda: compiled
+        self._step, self._threads = lambda: compiled, None  # compiled for a number of threads
 
     def record(self) -> None:
         """Run decode steps as CUDA graphs; `UserError` for a model that takes none of our plans."""
@@ -113,7 +115,7 @@ class Decoder:
             row.prompt.slot = None
         rows = sorted(rows, key=lambda row: (-len(row.prompt.token_ids), row.place))
         num = min(self.max_batch_size, len(rows))
-        return Session(self._reader(rows, num), rows, sampling, num, self.device)
+        return Session(self._reader(rows, num), rows, sampling, num, self.device, self._threads)
 
     def _reader(self, rows: Sequence[Row], num: int) -> Reader:
         if max(len(row.prompt.token_ids) + row.limit for row in rows) <= self.longest_shared:

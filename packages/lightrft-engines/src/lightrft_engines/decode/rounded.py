@@ -23,7 +23,9 @@ class RoundedLinear(nn.Module):  # type: ignore[misc]  # mypy does not follow to
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.bias = layer.bias
-        self.weight_NK, self.scales_N = rounded(layer.weight.detach())
+        weight_NK, scales_N = rounded(layer.weight.detach())
+        self.register_buffer("weight_NK", weight_NK, persistent=False)
+        self.register_buffer("scales_N", scales_N, persistent=False)
 
     def take(self, weight_NK: Tensor) -> None:
         """Round a new weight."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightrft_engines.decode.distribution import draw, uniforms
 from lightrft_engines.decode.readers import Reader
 from lightrft_engines.decode.rows import Row, SharedPrompt
+from lightrft_engines.decode.threads import StepThreads
 
 REFILL_SHARE = 8
 AHEAD = (
@@ -24,9 +25,16 @@ class Session:
     """Rows of one temperature and truncation, at most `max_rows` at once."""
 
     def __init__(
-        self, reader: Reader, rows: Iterable[Row], sampling: Sampling, max_rows: int, device: torch.device
+        self,
+        reader: Reader,
+        rows: Iterable[Row],
+        sampling: Sampling,
+        max_rows: int,
+        device: torch.device,
+        threads: StepThreads | None = None,
     ) -> None:
         self.reader, self.sampling, self.max_rows, self.device = reader, sampling, max_rows, device
+        self.threads = threads
         self.waiting = deque(rows)
         self.rows: list[Row] = []
         self.tokens_R = self.seeds_R = torch.zeros(0, dtype=torch.long, device=device)
@@ -60,6 +68,9 @@ class Session:
         """Let waiting rows join with their first token, or write one more token of each."""
         if self.waiting and self._has_room():
             self._admit()
+        elif self.rows and self.threads is not None:
+            with self.threads.for_rows(len(self.rows)):
+                self._step()
         elif self.rows:
             self._step()
 

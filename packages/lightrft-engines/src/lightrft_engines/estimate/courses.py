@@ -56,9 +56,13 @@ def training_course(
     compute: Compute,
     *,
     checkpointing: bool = False,
+    reentrant: bool = False,
     offload: bool = False,
 ) -> Course:
-    """Of one pass with gradient; `compute` takes the module to a loss. Cuts blocks that are alike from the module."""
+    """Of one pass with gradient; `compute` takes the module to a loss. Cuts blocks that are alike from the module.
+
+    Re-entrant checkpoints take what others do, and while a block's backward pass runs the gradient of its input twice.
+    """
     num, kept = len(blocks), _shortened(model.module, blocks)
     away = _Away()
     saving = away.hooks() if offload else nullcontext()
@@ -67,7 +71,12 @@ def training_course(
         loss = compute(model.module)
         seen.end_forward()
         loss.backward()
-        return seen.course(num - len(kept))
+        course = seen.course(num - len(kept))
+        more = course.block_saved if reentrant else 0
+        moments = [
+            replace(item, activations=item.activations + more * (item.place == "block")) for item in course.moments
+        ]
+        return replace(course, moments=tuple(moments))
 
 
 def forward_peak(model: Weightless, blocks: Sequence[nn.Module], compute: Compute) -> int:

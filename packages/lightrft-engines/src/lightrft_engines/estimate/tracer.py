@@ -58,17 +58,21 @@ class Tracer:
         """An optimizer step of a module; with `values` a critic's."""
         config = self._case.config
         num_passes, largest = self._cut(self._case.trained, self._passes.training_limits)
+        options = {
+            "checkpointing": config.checkpointing,
+            "reentrant": config.checkpointing_reentrant,
+            "offload": config.activation_offload,
+        }
 
         def measure() -> Course:
             model, blocks = blueprint.fresh(self._case.dtype)
             compute = largest.values(model) if values else largest.loss(model)
-            options = {"checkpointing": config.checkpointing, "offload": config.activation_offload}
             course = training_course(model, blocks, compute, **options)
             head = 0 if values else self._kernels(model.module, largest, learns=True)
             first, *others = course.moments
             return replace(course, moments=(replace(first, activations=first.activations + head), *others))
 
-        key = ("training", blueprint.name, largest.key, config.checkpointing, config.activation_offload)
+        key = ("training", blueprint.name, largest.key, *options.values())
         return Training(self._once(key, measure), num_passes, largest.tokens)
 
     def scoring(self, blueprint: Blueprint, *, values: bool = False) -> int:

@@ -38,6 +38,9 @@ class TrainingConfig(Section):
     model's attention heads."""
     checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
+    checkpointing_reentrant: bool = False
+    """By torch's older, re-entrant checkpoints: each block's backward pass runs inside that of the whole. The gradients
+    are the same."""
     activation_offload: bool = False
     """Keep activations in the CPU's memory between forward and backward pass. For GPUs."""
     reference_offload: bool = False
@@ -57,9 +60,18 @@ class TrainingConfig(Section):
     def idle(self) -> Mapping[str, Idle]:
         """Options that do nothing beside the others."""
         found = {} if self.ema else {"ema_beta": Idle("ema", "strategy.ema is off, so no average is kept.")}
+        if not self.checkpointing:
+            reason = "strategy.checkpointing is off, so nothing is computed again."
+            found["checkpointing_reentrant"] = Idle("checkpointing", reason)
         if self.sequence_parallel > 1:
             found["balance"] = Idle("sequence_parallel", "Ranks that share sequences always balance their rows.")
         return found
+
+    @model_validator(mode="after")
+    def _packs_what_is_shared(self) -> "TrainingConfig":
+        if self.sequence_parallel > 1 and self.packing is False:
+            raise ValueError("sequence_parallel cuts packed rows, and packing is false: leave one of the two out")
+        return self
 
 
 class PlacedConfig(TrainingConfig):

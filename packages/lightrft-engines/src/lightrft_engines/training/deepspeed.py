@@ -81,7 +81,8 @@ class DeepSpeedBackend:
             fused=self.device.type in ("cpu", "cuda"),
         )
         engine = self._opened(call, adamw, offload=self.config.cpu_offload)
-        memory = Memory(self.config.checkpointing, self.config.activation_offload)
+        config = self.config
+        memory = Memory(config.checkpointing, config.activation_offload, config.checkpointing_reentrant)
         return ZeroRole(engine, adamw, section, num_steps, self.world, memory, lora=source.lora)
 
     def frozen(self, source: Source) -> Frozen:

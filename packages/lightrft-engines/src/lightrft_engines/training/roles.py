@@ -100,6 +100,7 @@ class Memory:
 
     checkpointing: bool
     activation_offload: bool
+    reentrant: bool = False
     masters_on: torch.device | None = None
     rests_on: torch.device | None = None
 
@@ -123,7 +124,7 @@ class TrainedRole:
         self.placed, self.steps_done = placed, 0
         self._section, self._num_steps, self._world = section, num_steps, world
         self._is_lora, self._dropping = lora, Dropping(placed.module) if lora else nullcontext()
-        self._checkpointing = Checkpointing(placed.module, memory.checkpointing)
+        self._checkpointing = Checkpointing(placed.module, memory.checkpointing, reentrant=memory.reentrant)
         self._saving = partial(save_on_cpu, pin_memory=True) if memory.activation_offload else nullcontext
         self.scale = LossScale() if placed.dtype == torch.float16 else None
         names, own = placed.trained(), placed.own()

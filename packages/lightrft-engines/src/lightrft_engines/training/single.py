@@ -72,6 +72,7 @@ class PlacedBackend:
         memory = Memory(
             config.checkpointing,
             config.activation_offload,
+            config.checkpointing_reentrant,
             masters_on=cpu if config.adam_offload else None,
             rests_on=cpu if config.optimizer_offload else None,
         )

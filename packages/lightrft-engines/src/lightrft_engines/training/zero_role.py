@@ -52,7 +52,7 @@ class ZeroRole:
         self._engine, self._adamw, self._world = engine, adamw, world
         self._section, self._num_steps = section, num_steps
         self._is_lora, self._dropping = lora, Dropping(self.module) if lora else nullcontext()
-        self._checkpointing = Checkpointing(self.module, memory.checkpointing)
+        self._checkpointing = Checkpointing(self.module, memory.checkpointing, reentrant=memory.reentrant)
         self._saving = partial(save_on_cpu, pin_memory=True) if memory.activation_offload else nullcontext
         self._partition = partition_of(engine)
         with_moments(adamw, self._partition.flats, MOMENTS)

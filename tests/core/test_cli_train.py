@@ -1,0 +1,127 @@
+"""What `lightrft train` finds or makes before anything trains: a new run, or under `run.resume` the one of its name."""
+
+import subprocess
+import sys
+
+import pytest
+from lightrft_core.checkpoints import Checkpoints
+from lightrft_core.cli.train import prepare, split_words
+from lightrft_core.errors import UserError
+from lightrft_core.rundir import RunDir
+
+
+@pytest.fixture
+def prepared(run_folder):
+    """`prepare` for a command line; by default for one rank, in earnest."""
+
+    def call(*words, sets=(), make=True, ranks=1):
+        run, extra = split_words(words)
+        return prepare(run, sets, extra, None, ranks=ranks, make=make)
+
+    return call
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "words", [("run.yaml", "--load_checkpoint"), ("--load_checkpoint", "run.yaml"), ("run.yaml", "run.resume=true")]
+)
+def test_the_same_command_finds_its_run_again_by_the_run_files_name(prepared, run_folder, words):
+    first = prepared(*words)
+    before = files(run_folder / "runs")
+    again = prepared(*words)
+    assert first.run_dir.path == again.run_dir.path == run_folder / "runs/run"
+    assert (first.is_resumed, again.is_resumed) == (True, True)
+    assert files(run_folder / "runs") == before
+
+
+@pytest.mark.parametrize(("words", "name"), [(("quickstart",), "quickstart"), (("run.yaml", "run.name=mine"), "mine")])
+def test_a_recipe_or_a_name_names_it_too(prepared, words, name):
+    assert prepared(*words, "--load_checkpoint", make=False).run_dir.name == name
+
+
+def test_flags_alone_are_called_run(prepared):
+    words = ("--pretrain", "./model", "--prompt_data", "./train.jsonl", "--load_checkpoint")
+    assert prepared(*words, sets=["rewards=[exact]"], make=False).run_dir.name == "run"
+
+
+def test_without_it_a_run_of_the_name_is_never_touched(prepared):
+    assert not prepared("run.yaml", "run.name=one").is_resumed
+    with pytest.raises(UserError, match=r"run\.name: the run folder .* exists already and is never overwritten"):
+        prepared("run.yaml", "run.name=one")
+    assert prepared("run.yaml", make=False).run_dir.name.startswith("run-")
+
+
+def test_a_changed_run_file_holds_from_there_on_and_is_noted(prepared, run_folder):
+    run_dir = prepared("run.yaml", "--load_checkpoint").run_dir
+    run_dir.stop_file.write_text("SIGTERM")
+    again = prepared("run.yaml", "--load_checkpoint", sets=["checkpoint.keep=9"])
+    assert again.run_file.checkpoint.keep == 9
+    assert "keep: 9" in run_dir.run_yaml.read_text()
+    assert run_dir.read_manifest()["changed"] == {"checkpoint.keep": [3, 9]}
+    assert run_dir.read_manifest()["origins"]["checkpoint.keep"] == "--set"
+    assert not run_dir.stop_file.exists()
+
+
+def test_what_cannot_change_is_refused_and_nothing_is_written(prepared, run_folder):
+    run_dir = prepared("run.yaml", "--load_checkpoint").run_dir
+    before = files(run_dir.path)
+    with pytest.raises(UserError, match=r"run\.seed: a run that goes on keeps its value, which is 42"):
+        prepared("run.yaml", "--load_checkpoint", "--seed", "7")
+    checkpoints = Checkpoints(run_dir.checkpoints, 9)
+    checkpoints.save(1, None, lambda folder: None)
+    with pytest.raises(UserError, match="holds the policy's weights alone"):
+        prepared("run.yaml", "--load_checkpoint")
+    assert {name: text for name, text in files(run_dir.path).items() if "step_" not in name} == before
+
+
+def test_a_run_that_trains_is_left_alone(prepared, run_folder):
+    run_dir = prepared("run.yaml", "--load_checkpoint").run_dir
+    holder = "import sys; from lightrft_core.rundir import RunDir; from pathlib import Path; "
+    holder += "RunDir(Path(sys.argv[1])).write_status('running'); print(flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", holder, run_dir.path]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        run_dir.stop_file.write_text("SIGTERM")
+        before = files(run_dir.path)
+        with pytest.raises(UserError, match=f"run run is being trained by process {process.pid} on "):
+            prepared("run.yaml", "--load_checkpoint", sets=["checkpoint.keep=9"])
+        assert files(run_dir.path) == before
+        process.stdin.close()
+    assert prepared("run.yaml", "--load_checkpoint").is_resumed
+
+
+def test_a_run_that_was_begun_without_it_goes_on_by_it(prepared):
+    run_dir = prepared("run.yaml", "run.name=run").run_dir
+    assert prepared("run.yaml", "--load_checkpoint").run_dir.path == run_dir.path
+    assert run_dir.read_manifest()["changed"]["run.resume"] == [False, True]
+
+
+def test_a_folder_that_a_killed_process_left_empty_is_taken_and_one_with_other_files_is_not(prepared, run_folder):
+    left = RunDir.create(run_folder / "runs", "run")
+    assert prepared("run.yaml", "--load_checkpoint").run_dir.path == left.path
+    (run_folder / "runs/other").mkdir()
+    (run_folder / "runs/other/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already and is never overwritten"):
+        prepared("run.yaml", "--load_checkpoint", "run.name=other")
+
+
+def test_the_run_it_made_is_resumed_by_name_too(prepared, run_folder):
+    run_dir = prepared("run.yaml", "--load_checkpoint").run_dir
+    before = files(run_dir.path)
+    found = prepare(None, [], [], "run", ranks=1, make=True)
+    assert (found.run_dir.path, found.is_resumed, found.run_file.run.resume) == (run_dir.path, True, True)
+    assert files(run_dir.path) == before
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_other_ranks_decide_alike_whenever_they_look_and_write_nothing(prepared, run_folder, monkeypatch, is_there):
+    if is_there:
+        prepared("run.yaml", "--load_checkpoint", sets=["optim.lr=1e-5"])
+    before = files(run_folder)
+    monkeypatch.setenv("RANK", "1")
+    found = prepared("run.yaml", "--load_checkpoint", ranks=2)
+    assert (found.is_resumed, found.run_dir.path) == (True, run_folder / "runs/run")
+    assert files(run_folder) == before
