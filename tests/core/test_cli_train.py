@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 from lightrft_core.checkpoints import Checkpoints
@@ -116,12 +117,46 @@ def test_the_run_it_made_is_resumed_by_name_too(prepared, run_folder):
     assert files(run_dir.path) == before
 
 
-@pytest.mark.parametrize("is_there", [False, True])
-def test_other_ranks_decide_alike_whenever_they_look_and_write_nothing(prepared, run_folder, monkeypatch, is_there):
-    if is_there:
-        prepared("run.yaml", "--load_checkpoint", sets=["optim.lr=1e-5"])
+def test_other_ranks_decide_alike_and_write_nothing(prepared, run_folder, monkeypatch):
+    prepared("run.yaml", "--load_checkpoint", sets=["optim.lr=1e-5"])
     before = files(run_folder)
     monkeypatch.setenv("RANK", "1")
     found = prepared("run.yaml", "--load_checkpoint", ranks=2)
     assert (found.is_resumed, found.run_dir.path) == (True, run_folder / "runs/run")
     assert files(run_folder) == before
+
+
+@pytest.mark.parametrize("words", [("--load_checkpoint",), ("run.name=run",)])
+def test_other_ranks_touch_no_folder_that_rank_0_has_not_made(prepared, run_folder, monkeypatch, words):
+    folder = run_folder / "runs/run"
+    seen = []
+
+    def make():
+        seen.append(folder.exists())
+        RunDir.create(run_folder / "runs", "run").write_run_file("")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    timer = threading.Timer(0.5, make)
+    timer.start()
+    found = prepared("run.yaml", *words, ranks=2)
+    timer.join()
+    assert (found.run_dir.path, seen) == (folder, [False])
+    assert found.is_resumed is ("--load_checkpoint" in words)
+
+
+def test_a_folder_that_a_machine_does_not_see_is_told(run_folder):
+    with pytest.raises(
+        UserError, match=r"run\.dir: .*/runs/far has not appeared on .* in 0\.1 seconds; rank 0 makes it"
+    ):
+        RunDir(run_folder / "runs/far").await_run(seconds=0.1)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ranks_of_a_launcher_need_a_name_that_all_of_them_know(prepared, run_folder, monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"run\.name: the ranks that a launcher starts must agree on the run's folder"):
+        prepared("run.yaml", ranks=2)
+    assert not (run_folder / "runs").exists()
+    assert prepared("run.yaml", ranks=2, make=False).run_dir.name.startswith("run-")

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -180,6 +181,18 @@ class RunDir:
         if status.state == "running" and self._lock is None and not self._is_held():
             return replace(status, state="killed", reason="its process ended without a word")
         return status
+
+    def await_run(self, seconds: float = 300.0) -> None:
+        """Return when rank 0 has made it; `UserError` where that is not seen here for so long."""
+        end = time.monotonic() + seconds
+        while not self.run_yaml.is_file():
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"{self.path} has not appeared on {platform.node()} in {seconds:g} seconds; rank 0 makes it.",
+                    where="run.dir",
+                    hint="Choose a folder that all machines share with `--set run.dir=...`.",
+                )
+            time.sleep(0.05)
 
     def require_idle(self) -> None:
         """`UserError` while a process trains it."""

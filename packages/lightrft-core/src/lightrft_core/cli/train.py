@@ -77,9 +77,9 @@ class Prepared(NamedTuple):
 def prepare(
     run: str | None, sets: Sequence[str], extra: Sequence[str], resume: str | None, *, ranks: int, make: bool
 ) -> Prepared:
-    """Resolve the run file; make its folder, or open the one that is resumed. Only rank 0 writes.
+    """Resolve the run file; make its folder, or open the one that is resumed. Only rank 0 writes, and others wait.
 
-    Under `run.resume` a run is a resumed one even where its folder is new: other ranks may see that only afterwards.
+    Under `run.resume` a run is a resumed one even where its folder is new: other ranks see it only afterwards.
     """
     from lightrft_core import launch
     from lightrft_core.command_line import named_run_file, resolve_command_line
@@ -102,11 +102,20 @@ def prepare(
     section = run_file.run
     now = None if section.resume else datetime.now()
     name = section.name or default_name(Path(named_run_file(run, extra) or "run").name, now)
+    if make and launch.is_launched() and launch.world_size() > 1 and section.name is None and now is not None:
+        raise UserError(
+            "the ranks that a launcher starts must agree on the run's folder, and its name would have the time in it.",
+            where="run.name",
+            hint="Set it, or `run.resume`; or leave the launcher out: `lightrft train --processes N` starts N ranks.",
+        )
     run_dir = RunDir(Path(section.dir).absolute() / name)
-    if launch.rank() == 0 and section.resume and run_dir.run_yaml.is_file():
+    if launch.rank() != 0:
+        if make:
+            run_dir.await_run()
+    elif section.resume and run_dir.run_yaml.is_file():
         require_resumable(run_dir)
         _go_on(run_dir, run_file, is_other=True, make=make)
-    elif launch.rank() == 0 and make:
+    elif make:
         run_dir = RunDir.create(Path(section.dir), name, again=section.resume)
         run_dir.write_run_file(run_file.to_yaml())
         note_origins(run_file, run_dir)
