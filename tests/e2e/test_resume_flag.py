@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from lightrft_core.checkpoints import Checkpoints
@@ -13,59 +14,20 @@ from lightrft_core.session import Session
 from tests.core.real_run import SMALL
 
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
-KILLED_ONCE = """
-import os
-import signal
-from pathlib import Path
-
-from lightrft_core import hookimpl
-from lightrft_core.descriptors import Component
-from lightrft_core.sections import Section
-
-LIGHTRFT_API = 1
-
-
-class Config(Section):
-    file: str
-
-
-class KilledOnce:
-    def __init__(self, config, setup):
-        self.file = Path(config.file)
-
-    def on_step(self, report):
-        if report.step == 3 and not self.file.exists():
-            self.file.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def on_evaluation(self, step, metrics):
-        pass
-
-    def on_save(self, step, path):
-        pass
-
-    def on_end(self, status):
-        pass
-
-
-@hookimpl
-def lightrft_callbacks():
-    yield Component(name="killed_once", target=__file__ + ":KilledOnce", config=__file__ + ":Config", summary=".")
-"""
+SIGNALLER = Path(__file__).with_name("signaller.py")
 
 
 @pytest.fixture
 def job(tmp_path, tiny_run):
     """A run file without a name, and the words of the command that trains by it."""
-    (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
     (tmp_path / "job.yaml").write_text(tiny_run.replace("name: tiny, ", ""))
-    return ("train", "job.yaml", "--load_checkpoint", "--set", "plugins=[./killed_once.py]")
+    return ("train", "job.yaml", "--load_checkpoint")
 
 
 @pytest.mark.slow
 def test_the_same_command_goes_on_after_a_kill_to_the_numbers_of_an_undisturbed_run(forked, tmp_path, job, run_facts):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    words = (*job, "--set", f"callbacks=[{{use: killed_once, file: {killed}}}]")
+    whole = tmp_path / "whole"
+    words = (*job, "--set", f"plugins=[{SIGNALLER}]", "--set", "callbacks=[{use: signal_after, name: SIGKILL}]")
     assert forked(*words, env=CPU).returncode == -9
     run = tmp_path / "runs/job"
     dry = forked(*words, "--dry-run", env=CPU)
