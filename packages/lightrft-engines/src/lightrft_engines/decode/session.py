@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from lightrft_core.data import Sampling
@@ -68,11 +69,9 @@ class Session:
         """Let waiting rows join with their first token, or write one more token of each."""
         if self.waiting and self._has_room():
             self._admit()
-        elif self.rows and self.threads is not None:
-            with self.threads.for_rows(len(self.rows)):
-                self._step()
         elif self.rows:
-            self._step()
+            with nullcontext() if self.threads is None else self.threads.for_rows(len(self.rows)):
+                self._step()
 
     def _has_room(self) -> bool:
         """Joining costs some time whatever the number of rows: wait for a worthwhile number of free places."""
