@@ -513,6 +513,38 @@ def test_a_run_goes_on_from_the_newest_that_is_more_than_weights(tmp_path, caplo
     assert "state.json is missing" in caplog.text
 
 
+def test_what_a_run_goes_on_from_stays_when_it_goes_back_past_newer_weights(tmp_path):
+    saved(tmp_path, 1, 2, keep=9)
+    weights_alone(tmp_path, 3, 4, 5, keep=9)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.tidy()
+    assert (names(tmp_path), checkpoints.newest(resumable=True).step) == (["step_000002", "step_000005"], 2)
+    weights_alone(tmp_path, 3, 4, keep=2)
+    assert names(tmp_path) == ["step_000002", "step_000004", "step_000005"]
+    saved(tmp_path, 6, keep=1)
+    assert names(tmp_path) == ["step_000006"]
+
+
+def test_a_size_limit_leaves_the_newest_and_what_a_run_goes_on_from(tmp_path, caplog):
+    size = size_of(saved(tmp_path, 1, 2).newest().path)
+    for step in (3, 4, 5):
+        Checkpoints(tmp_path, 9, max_bytes=3.5 * size).save(step, None, write)
+    assert names(tmp_path) == ["step_000002", "step_000004", "step_000005"]
+    assert caplog.text == ""
+    Checkpoints(tmp_path, 9, max_bytes=1.5 * size).save(6, None, write)
+    assert names(tmp_path) == ["step_000002", "step_000006"]
+    assert f"step_000006 and {tmp_path}/step_000002 together take " in caplog.text
+
+
+def test_a_checkpoint_whose_replacement_was_cut_short_stays_until_there_is_another(tmp_path):
+    checkpoints = saved(tmp_path, 1, keep=1)
+    (tmp_path / "step_000001").rename(tmp_path / "old_step_000001")
+    checkpoints.tidy()
+    assert (checkpoints.newest().step, names(tmp_path)) == (1, ["old_step_000001"])
+    saved(tmp_path, 1, keep=1)
+    assert names(tmp_path) == ["step_000001"]
+
+
 def test_a_full_disk_is_not_told_to_resume_from_weights_alone(tmp_path):
     checkpoints = weights_alone(tmp_path / "checkpoints", 1)
     with pytest.raises(RunFailed, match=r"step_000001 is intact\. Start another run from these weights: ") as failure:

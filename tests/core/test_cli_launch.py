@@ -1,11 +1,13 @@
 """`lightrft launch`: the commands for each node, the job script, and what is refused before anything is made."""
 
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from lightrft_core.checkpoints import Checkpoints
 from lightrft_core.cli.launch_slurm import Job, script_text
 from lightrft_core.cli.main import run
 from lightrft_core.errors import UserError
@@ -181,6 +183,68 @@ def test_only_a_requeued_job_asks_for_it():
     assert "scontrol requeue" in job(is_requeued=True)
     assert "scontrol requeue" not in job(is_requeued=False)
     assert "no-requeue" in directives(job(is_requeued=False))
+
+
+SRUN = f"""#!{sys.executable}
+import os, sys
+from pathlib import Path
+from lightrft_core.checkpoints import Checkpoints
+for step in map(int, os.environ["SAVED"].split()):
+    Checkpoints(Path(os.environ["ROOT"]), keep=9).save(step, {{}}, lambda folder: None)
+sys.exit(75)
+"""
+
+
+@pytest.fixture
+def requeued(tmp_path):
+    """Starts the script of a job that saves steps and is stopped; returns what it prints, on a faked cluster."""
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/sh\necho scontrol $1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    run_dir = RunDir.create(tmp_path / "my runs", "one")
+
+    def start(*saved):
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ROOT": str(run_dir.checkpoints), "SLURM_JOB_ID": "4242"}
+        env |= {"SAVED": " ".join(map(str, saved)), "SLURM_JOB_NODELIST": "node0", "SLURM_CPUS_PER_TASK": "1"}
+        text = job(run=run_dir.path, is_requeued=True)
+        done = subprocess.run(["bash", "-c", text], env={**os.environ, **env}, capture_output=True, text=True)
+        assert done.returncode == 75, done.stderr
+        return [line for line in (done.stdout + done.stderr).splitlines() if "queued" in line or "requeue" in line]
+
+    start.run_dir = run_dir
+    return start
+
+
+def goes_on_from(run_dir, step):
+    return [f"queued again: goes on from {run_dir.checkpoints}/step_{step:06d}", "scontrol requeue"]
+
+
+NOT_AGAIN = ["not queued again: no step was finished within the time limit; give it more --time"]
+
+
+def test_a_job_that_saved_further_is_queued_again_and_one_that_did_not_is_not(requeued):
+    assert requeued(3, 5) == goes_on_from(requeued.run_dir, 5)
+    assert requeued(5) == NOT_AGAIN
+    assert requeued() == NOT_AGAIN
+    assert requeued(1_000_000) == goes_on_from(requeued.run_dir, 1_000_000)
+
+
+@pytest.mark.parametrize("step", [15, 20])
+def test_a_job_that_went_back_past_newer_weights_is_judged_by_what_it_goes_on_from(requeued, step):
+    checkpoints = Checkpoints(requeued.run_dir.checkpoints, keep=9)
+    for saved, state in ((12, {}), (20, None), (30, None)):
+        checkpoints.save(saved, state, lambda folder: None)
+    assert requeued() == NOT_AGAIN
+    assert requeued(step) == goes_on_from(requeued.run_dir, step)
+    assert requeued(step) == NOT_AGAIN
+
+
+def test_a_job_that_went_back_past_a_damaged_checkpoint_is_queued_again(requeued):
+    checkpoints = Checkpoints(requeued.run_dir.checkpoints, keep=9)
+    for saved in (12, 20):
+        checkpoints.save(saved, {}, lambda folder: None)
+    (requeued.run_dir.checkpoints / "step_000020/state.json").write_text("[]")
+    assert requeued(15) == goes_on_from(requeued.run_dir, 15)
 
 
 def test_without_ray_train_it_says_what_to_install(launch, run_folder, monkeypatch):

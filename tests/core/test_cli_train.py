@@ -1,7 +1,9 @@
 """What `lightrft train` finds or makes before anything trains: a new run, or under `run.resume` the one of its name."""
 
+import logging
 import subprocess
 import sys
+import textwrap
 import threading
 
 import pytest
@@ -66,6 +68,39 @@ def test_a_changed_run_file_holds_from_there_on_and_is_noted(prepared, run_folde
     assert not run_dir.stop_file.exists()
 
 
+SETTINGS = (
+    "which its numbers depend on: loss.clip_high 0.2 -> 0.28. It goes on with the new ones; if you mean another run"
+)
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_another_run_file_of_that_name_is_warned_of_what_changes_in_the_numbers(prepared, run_folder, caplog, make):
+    path = prepared("run.yaml", "run.name=one", "--load_checkpoint").run_dir.path
+    (run_folder / "other.yaml").write_text((run_folder / "run.yaml").read_text() + "loss: {clip_high: 0.28}\n")
+    words = ("other.yaml", "run.name=one", "--load_checkpoint", "checkpoint.keep=9", "run.steps=9")
+    prepared(*words, make=make)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith(f"{path} had other settings, {SETTINGS}")
+    assert "keep" not in warning
+    caplog.clear()
+    prepared(*words, make=make)
+    assert bool(caplog.text) is not make  # by then they are the run's own, unless nothing was made
+
+
+def test_resume_with_other_settings_is_warned_of_them_too(prepared, caplog):
+    path = prepared("run.yaml", "run.name=one").run_dir.path
+    prepare(None, ["checkpoint.keep=9"], [], "one", ranks=1, make=True)
+    assert caplog.text == ""
+    prepare(None, ["loss.clip_high=0.28"], [], "one", ranks=1, make=True)
+    assert f"{path} had other settings, {SETTINGS}" in caplog.text
+
+
+def test_a_reward_that_another_run_file_leaves_out_is_gone_for_the_ranks_too(prepared, run_folder):
+    run_dir = prepared("run.yaml", "--load_checkpoint", sets=["rewards=[exact, {use: exact, name: two}]"]).run_dir
+    prepared("run.yaml", "--load_checkpoint")
+    assert "name: two" not in run_dir.run_yaml.read_text()
+
+
 def test_what_cannot_change_is_refused_and_nothing_is_written(prepared, run_folder):
     run_dir = prepared("run.yaml", "--load_checkpoint").run_dir
     before = files(run_dir.path)
@@ -107,6 +142,63 @@ def test_a_folder_that_a_killed_process_left_empty_is_taken_and_one_with_other_f
     (run_folder / "runs/other/notes.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already and is never overwritten"):
         prepared("run.yaml", "--load_checkpoint", "run.name=other")
+
+
+@pytest.mark.parametrize("name", [".run.yaml.4194304.tmp", ".manifest.json.1.tmp"])
+def test_a_file_that_a_killed_process_never_gave_its_name_is_no_run(prepared, run_folder, name):
+    left = RunDir.create(run_folder / "runs", "run")
+    (left.path / name).write_text("run: {res")
+    found = prepared("run.yaml", "--load_checkpoint")
+    assert (found.run_dir.path, found.run_dir.run_yaml.is_file()) == (left.path, True)
+    (left.checkpoints / "notes.txt").write_text("mine")
+    left.run_yaml.unlink()
+    with pytest.raises(UserError, match="exists already and is never overwritten"):
+        prepared("run.yaml", "--load_checkpoint")
+
+
+KILLED = """
+    import os, shutil, signal, sys
+    from pathlib import Path
+    from lightrft_core.cli.train import prepare
+
+    def make():
+        return prepare("run.yaml", ["run.resume=true"], [], None, ranks=1, make=True).run_dir
+
+    def discard():
+        make().discard_unused()
+
+    def killed(work, point):
+        pid, calls = os.fork(), 0
+        if pid:
+            return os.waitpid(pid, 0)[1] == signal.SIGKILL
+        def counted(function):
+            def wrapper(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+            return wrapper
+        for name in ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        work()
+        os._exit(0)
+
+    work, point = {"make": make, "discard": discard}[sys.argv[1]], 1
+    while killed(work, point):
+        assert make().run_yaml.is_file(), point
+        shutil.rmtree("runs")
+        point += 1
+    print(point)
+"""
+
+
+@pytest.mark.parametrize(("work", "num_points"), [("make", 10), ("discard", 18)])
+def test_killed_at_any_system_call_the_same_command_starts_in_its_folder(run_folder, work, num_points):
+    words = [sys.executable, "-c", textwrap.dedent(KILLED), work]
+    done = subprocess.run(words, cwd=run_folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > num_points
 
 
 def test_the_run_it_made_is_resumed_by_name_too(prepared, run_folder):

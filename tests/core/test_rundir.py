@@ -131,6 +131,16 @@ def test_a_killed_process_is_told_from_one_that_runs_and_a_second_trainer_is_ref
     assert run.read_status().state == "running"
 
 
+def test_a_run_that_begins_removes_what_killed_processes_left_half_written(tmp_path):
+    run = RunDir.create(tmp_path, "a")
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    living, foreign = f".run.yaml.{os.getppid()}.tmp", ".notes.tmp"
+    for name in (f".metrics.jsonl.{int(gone.stdout)}.tmp", living, foreign):
+        (run.path / name).write_text("half")
+    run.write_status("running")
+    assert {path.name for path in run.path.glob("*.tmp")} == {living, foreign}
+
+
 def test_no_secret_reaches_any_file(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", "planted-secret-value")
     monkeypatch.setenv("TOKENIZER_PATH", "models/tokenizer")

@@ -36,6 +36,9 @@ def test_the_same_command_goes_on_after_a_kill_to_the_numbers_of_an_undisturbed_
     assert again.returncode == 0, again.stderr
     assert f"resumed from {run}/checkpoints/step_000002 (step 2 of 4)" in again.stderr
     assert "changed since then" not in again.stderr
+    assert "WARNING" not in again.stderr
+    other = forked(*words, "--set", "optim.lr=0.5", "--dry-run", env=CPU)
+    assert f"WARNING {run} had other settings, which its numbers depend on: optim.lr " in other.stderr
     undisturbed = forked(*words, "--save_path", whole, env=CPU)
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert "no checkpoint was saved yet: starting from step 0" in undisturbed.stderr
@@ -65,6 +68,7 @@ def test_ranks_of_a_bare_torchrun_agree_that_there_is_no_run_yet(forked, tmp_pat
     assert again.returncode == 0, again.stderr
     assert "step_000002 (step 2 of 3)" in again.stderr
     assert "changed since then: run.steps 2 -> 3, processes 2 -> 1" in again.stderr
+    assert "WARNING" not in again.stderr
     assert Checkpoints(tmp_path / "runs/job/checkpoints", keep=9).steps() == [2, 3]
 
 

@@ -44,7 +44,8 @@ _LEFTOVER: Final = re.compile(r"(tmp|gone)_step_\d{6,}")
 class Checkpoints:
     """The checkpoints of one run under `root`. All ranks share the folder.
 
-    The newest `keep` stay, as long as all of them together take no more than `max_bytes`; the newest always does.
+    The newest `keep` stay, as long as all of them together take no more than `max_bytes`. The newest always does, and
+    so does the newest that a run goes on from, where those after it are weights alone.
     """
 
     def __init__(self, root: Path, keep: int, max_bytes: float | None = None) -> None:
@@ -180,8 +181,8 @@ class Checkpoints:
     def _prune(self, step: int) -> None:
         """Remove what we wrote and need no more, now that a newer one is on the disk. A failure here loses nothing."""
         earlier = [path for path in self._published() if step_of(path) <= step and is_ours(path)]
-        whole = [path for path in earlier if path.name.startswith("step") and self._looks_whole(path)]
-        kept = self._within_limits(whole)
+        by_step = {step_of(path): path for path in reversed(earlier) if self._looks_whole(path)}  # the new one of each
+        kept = self._within_limits(sorted(by_step.values(), key=step_of, reverse=True))
         for path in [path for path in earlier if path not in kept]:
             try:
                 self._discard(path)
@@ -189,13 +190,22 @@ class Checkpoints:
                 logger.warning("old checkpoint %s could not be removed: %s", path, error)
 
     def _within_limits(self, whole: Sequence[Path]) -> list[Path]:
-        """Those that stay, of whole ones from the newest on."""
-        totals = list(accumulate(_size_of(path) for path in whole[: self.keep]))
+        """Those that stay, of whole ones from the newest on: what must, and more while there is room."""
+        resumable = next((path for path in whole if not is_weights_alone(path)), None)
+        needed = [path for path in whole if path in (whole[0], resumable)]
+        more = [path for path in whole if path not in needed][: max(0, self.keep - len(needed))]
         if self.max_bytes is None:
-            return list(whole[: self.keep])
-        if totals and totals[0] > self.max_bytes:
-            logger.warning("%s alone takes %s bytes, more than checkpoint.max_gb allows", whole[0], f"{totals[0]:,}")
-        return [path for path, total in zip(whole, totals, strict=False) if total <= self.max_bytes] or list(whole[:1])
+            return needed + more
+        room = self.max_bytes - sum(map(_size_of, needed))
+        if room < 0:
+            self._tell_too_large(needed)
+        totals = accumulate(map(_size_of, more))
+        return needed + [path for path, total in zip(more, totals, strict=True) if total <= room]
+
+    def _tell_too_large(self, needed: Sequence[Path]) -> None:
+        names, size = " and ".join(map(str, needed)), sum(map(_size_of, needed))
+        take = "together take" if len(needed) > 1 else "alone takes"
+        logger.warning("%s %s %s bytes, more than checkpoint.max_gb allows", names, take, f"{size:,}")
 
     def _discard(self, path: Path) -> None:
         gone = self.root / f"gone_{path.name.removeprefix('old_')}"

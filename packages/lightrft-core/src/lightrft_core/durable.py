@@ -4,7 +4,11 @@ New content goes to a neighbour, is flushed to the disk, and takes the name by r
 """
 
 import os
+import re
 from pathlib import Path
+from typing import Final
+
+_BESIDE: Final = re.compile(r"\..+\.(\d{1,9})\.tmp")
 
 
 def sync_file(path: Path) -> None:
@@ -30,6 +34,29 @@ def replace_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_unpublished(path: Path) -> bool:
+    """Whether `replace_text` made this file and is at it still, or was ended before it gave the file its name."""
+    return _BESIDE.fullmatch(path.name) is not None
+
+
+def remove_unpublished(folder: Path) -> None:
+    """Remove such files from a folder, but for those of processes that live on this machine."""
+    for path in folder.iterdir():
+        match = _BESIDE.fullmatch(path.name)
+        if match is not None and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -4,7 +4,8 @@ Where and on how many processes a run goes on is free: its numbers stay the same
 another run from there on, which the manifest's `resumed` tells.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,11 @@ from lightrft_core.runfile import RunFile
 Changes = dict[str, list[Json]]  # dotted key -> the value before and the value now
 FIXED: Final = {"run.seed": "the order of its prompts and all that is drawn come from it"}
 PENDING: Final = "changed"
+_IN_ORDER: Final = ("filters", "shapers", "callbacks")
+_FREE: Final = (  # where a run goes on, how long, and what is kept and told of it
+    *("run", "strategy", "checkpoint", "evaluation", "selftest", "engine_gap", "rollouts", "plots", "trackers"),
+    "callbacks",
+)
 
 
 def require_resumable(run_dir: RunDir) -> None:
@@ -52,11 +58,8 @@ def changes(run_dir: RunDir, run_file: RunFile) -> Changes:
     before, now = flat_run_file(run_dir), flatten(yaml.safe_load(redact(run_file.to_yaml())))
     pairs = {key: [before.get(key, ABSENT), now.get(key, ABSENT)] for key in (*before, *now)}
     differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    found = {
-        key: pair
-        for key, pair in differing.items()
-        if ABSENT not in pair or key in run_file.origins or f"{key.rpartition('.')[0]}.use" not in differing
-    }
+    found = {key: pair for key, pair in differing.items() if _says_something(key, differing, run_file.origins)}
+    found |= _moved(before, now)
     for key in (key for key in FIXED if key in found):
         raise UserError(
             f"a run that goes on keeps its value, which is {found[key][0]}: {FIXED[key]}.",
@@ -64,6 +67,11 @@ def changes(run_dir: RunDir, run_file: RunFile) -> Changes:
             hint="Leave it out, or start another run.",
         )
     return found
+
+
+def deciding(found: Changes) -> Changes:
+    """Those that the numbers depend on."""
+    return {key: pair for key, pair in found.items() if re.split(r"[.\[]", key)[0] not in _FREE}
 
 
 def note_changes(run_dir: RunDir, found: Changes) -> None:
@@ -87,3 +95,27 @@ def history(before: Mapping[str, Json], step: int, world_size: int) -> list[Json
 def told(changed: Changes) -> str:
     """`strategy.use single -> fsdp2, processes 1 -> 2`."""
     return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+
+
+def _says_something(key: str, differing: Changes, written: Collection[str]) -> bool:
+    """Not an empty section beside the parts that it had, nor an option that nobody wrote beside its component."""
+    if ABSENT not in differing[key] or key.endswith(".use"):
+        return True
+    if any(other.startswith((f"{key}.", f"{key}[")) for other in differing):
+        return False
+    return key in written or f"{key.rpartition('.')[0]}.use" not in differing
+
+
+def _moved(before: Iterable[str], now: Iterable[str]) -> Changes:
+    """Sections of which the parts that both have come in another order, where that decides."""
+    found: Changes = {}
+    for section in _IN_ORDER:
+        old, new = _parts(section, before), _parts(section, now)
+        old, new = [part for part in old if part in new], [part for part in new if part in old]
+        if old != new:
+            found[section] = [", ".join(old), ", ".join(new)]
+    return found
+
+
+def _parts(section: str, keys: Iterable[str]) -> list[str]:
+    return [key[len(section) + 1 : -len("].use")] for key in keys if re.fullmatch(rf"{section}\[[^]]+\]\.use", key)]

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from lightrft_core.durable import replace_text, sync_folder
+from lightrft_core.durable import is_unpublished, remove_unpublished, replace_text, sync_folder
 from lightrft_core.errors import UserError
 from lightrft_core.metrics_file import truncate_metrics as truncate_metrics
 from lightrft_core.protocols import Json
@@ -80,16 +80,14 @@ class RunDir:
     def create(cls, parent: Path, name: str, *, again: bool = False) -> "RunDir":
         """Make `parent/name`. `UserError` where it exists already (it is never overwritten) or cannot be made.
 
-        `again` may find what a process left that was killed here: a folder without a file.
+        `again` may find what a process left that was killed before the run had its run file.
         """
         path = parent.absolute() / name
-        for folder in (path / "checkpoints", path / "plots", path) if again else ():
-            with suppress(OSError):  # it is not there, or something lies in it
-                folder.rmdir()
+        is_left = again and _has_not_begun(path)
         try:
-            path.mkdir(parents=True)
-            (path / "checkpoints").mkdir()
-            (path / "plots").mkdir()
+            path.mkdir(parents=True, exist_ok=is_left)
+            (path / "checkpoints").mkdir(exist_ok=is_left)
+            (path / "plots").mkdir(exist_ok=is_left)
             sync_folder(path.parent)
         except FileExistsError:
             raise _exists(path) from None
@@ -143,10 +141,11 @@ class RunDir:
         """Remove the folder of a run that ended before it measured, wrote or saved anything, so its name is free."""
         if self.metrics.exists() or any(self.checkpoints.glob("*")) or any(self.plots.glob("*")):
             return
-        for path in (self.run_yaml, self.manifest, self.log, self.status_file, self.path / ".lock"):
-            path.unlink(missing_ok=True)
         for path in (*self.path.glob(f"{self.rollouts.name}*"), *self.logs.glob("rank-*.txt")):
             path.unlink()
+        # the run file last: cut short, this is still known as a run
+        for path in (self.manifest, self.log, self.path / ".lock", self.status_file, self.run_yaml):
+            path.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.plots, self.logs, self.path):
             with suppress(OSError):  # something that is not ours lies in it
                 folder.rmdir()
@@ -215,6 +214,7 @@ class RunDir:
             os.close(descriptor)
             raise self._held() from None
         self._lock = descriptor
+        remove_unpublished(self.path)
 
     def _held(self) -> UserError:
         status = _read_object(self.status_file)
@@ -252,6 +252,15 @@ class _LogFile(logging.FileHandler):
         if not self.has_complained:
             self.has_complained = True
             os.write(2, f"warning: {self.baseFilename} cannot be written; training goes on without it\n".encode())
+
+
+def _has_not_begun(path: Path) -> bool:
+    """Whether nothing lies in a run's folder but empty folders of ours, and files that never got their names."""
+    ours = ("checkpoints", "plots", "logs")
+    return path.is_dir() and all(
+        is_unpublished(entry) or (entry.name in ours and entry.is_dir() and not any(entry.iterdir()))
+        for entry in path.iterdir()
+    )
 
 
 def _exists(path: Path) -> UserError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightrft_core.contents import STATE
 from lightrft_core.errors import EnvironmentUnfit, UserError
 
 _BODY: Final = """
@@ -20,8 +21,8 @@ run={run}
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-newest() {{ ls -d "$run"/checkpoints/step_* 2>/dev/null | tail -n 1; }}
-before=$(newest)
+resumable() {{ ls "$run"/checkpoints/step_*/{state} 2>/dev/null | sort; }}  # weights alone have no such file
+before=$(resumable)
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"
 
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait={wait} \\
@@ -35,8 +36,9 @@ trap pass_on USR1 TERM
 while told=no; wait "$step"; code=$?; [ "$told" = yes ]; do :; done
 """
 _REQUEUE: Final = """
-if [ "$code" -eq 75 ] && [ "$(newest)" != "$before" ]; then
-  echo "queued again: goes on from $(newest)"
+saved=$(comm -13 <(echo "$before") <(resumable) | sort --version-sort | tail -n 1)
+if [ "$code" -eq 75 ] && [ -n "$saved" ]; then
+  echo "queued again: goes on from $(dirname "$saved")"
   scontrol requeue "$SLURM_JOB_ID"
 elif [ "$code" -eq 75 ]; then
   echo "not queued again: no step was finished within the time limit; give it more --time" >&2
@@ -72,6 +74,7 @@ def script_text(job: Job) -> str:
         s="s" if job.ranks > 1 else "",
         nodes=job.nodes,
         threads=job.cpus_per_gpu,
+        state=STATE,
         wait=_WAIT,
     )
     lines = [_directive(name, value) for name, value in _options(job).items()]

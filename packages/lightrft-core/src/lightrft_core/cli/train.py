@@ -1,5 +1,6 @@
 """`lightrft train [RUN.yaml | RECIPE | --resume RUN] [--set k=v] [LightRFT flags]`."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lightrft_core.runfile import RunFile
     from lightrft_core.trainer import Trainer
 
+logger = logging.getLogger(__name__)
 FLAGS_NOTE = (
     "Every flag of LightRFT is accepted too (--pretrain DIR, --n_samples_per_prompt 8, ...); docs/run-file.md lists "
     "them."
@@ -133,10 +135,18 @@ def _check(run_file: "RunFile", ranks: int) -> None:
 
 def _go_on(run_dir: "RunDir", run_file: "RunFile", *, is_other: bool, make: bool) -> None:
     """Resume it by this run file. Where that is not the run's own, what differs holds for the next resume too."""
+    from lightrft_core import launch
     from lightrft_core.manifest import note_origins
-    from lightrft_core.resumption import changes, note_changes
+    from lightrft_core.resumption import changes, deciding, note_changes, told
 
     changed = changes(run_dir, run_file) if is_other else {}
+    if (other := told(deciding(changed))) and launch.rank() == 0:
+        logger.warning(
+            "%s had other settings, which its numbers depend on: %s. It goes on with the new ones; if you mean another "
+            "run, give it a run.name of its own.",
+            run_dir.path,
+            other,
+        )
     if not make:
         return
     run_dir.require_idle()
