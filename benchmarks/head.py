@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/head.py --json head.json
 
-In one piece means logits = head(states), log_softmax, gather, and the entropy from the same log_softmax. Times are
-medians of runs that alternate between the two in one process, so that a busy machine disturbs both alike. Memory is
-the rise of a fresh process's peak over what it held with model and inputs; it includes the gradients, which both need.
+In one piece means logits = head(states), log_softmax, gather, and the entropy from the same log_softmax. `step` is the
+fused head as a training step uses it, `fused` the one whose loss comes later. Times are medians of runs that alternate
+in one process, so that a busy machine disturbs all alike. Memory is the rise of a fresh process's peak over what it
+held with model and inputs; it includes the gradients, which all need.
 """
 
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +24,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin distort
 import torch
 import typer
 from lightrft_engines.head import token_logprobs
+from lightrft_engines.head_loss import HeadLoss, pays
 from torch import Tensor, nn
 
 QWEN2 = 151_936  # entries of Qwen2's vocabulary
 NUMBERS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WAYS = ("naive", "fused")
+WAYS = ("naive", "fused", "step")
 ENTROPIES = ("none", "logged", "trained")  # a training step logs it, without gradient, unless a bonus trains it
 
 
@@ -36,6 +38,7 @@ class Scenario:
     """One size of head, one kind of numbers."""
 
     tokens: int
+    completion: int
     vocabulary: int
     width: int
     numbers: str
@@ -58,27 +61,40 @@ class Measured:
     wall_s: float
 
 
-def naive(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Tensor:
+def naive(head: nn.Linear, states: Tensor, targets: Tensor, scenario: Scenario) -> Tensor:
     """What a training loop writes down first."""
     logp = head(states).float().log_softmax(-1)
     value = logp.gather(-1, targets[:, None]).sum()
-    if entropy == "logged":
+    if scenario.entropy == "logged":
         with torch.no_grad():
             (logp.exp() * logp).sum(-1)
-    return value - (logp.exp() * logp).sum(-1).sum() if entropy == "trained" else value
+    return value - (logp.exp() * logp).sum(-1).sum() if scenario.entropy == "trained" else value
 
 
-def fused(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Tensor:
-    """Ours."""
-    value, spread = token_logprobs(states, head, targets, 1.0, entropy=entropy != "none")
-    return value.sum() + spread.sum() if spread is not None and entropy == "trained" else value.sum()
+def fused(head: nn.Linear, states: Tensor, targets: Tensor, scenario: Scenario) -> Tensor:
+    """Log-probabilities for a loss that comes later."""
+    value, spread = token_logprobs(states, head, targets, 1.0, entropy=scenario.entropy != "none")
+    return value.sum() + spread.sum() if spread is not None and scenario.entropy == "trained" else value.sum()
 
 
-def timed(way: str, head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Measured:
+def step(head: nn.Linear, states: Tensor, targets: Tensor, scenario: Scenario) -> Tensor:
+    """The loss with them, where a step does so."""
+    if not pays(head.weight):
+        return fused(head, states, targets, scenario)
+
+    def share(rows: slice, value: Tensor, spread: Tensor | None) -> Tensor:
+        return value.sum() + spread.sum() if spread is not None and scenario.entropy == "trained" else value.sum()
+
+    lengths = [len(part) for part in targets.split(scenario.completion)]
+    return HeadLoss(head, 1.0, scenario.entropy != "none").of(states, targets, lengths, share)
+
+
+def timed(way: str, inputs: tuple[nn.Linear, Tensor, Tensor], scenario: Scenario) -> Measured:
     """One pass; gradients are fresh each time."""
+    head, states, targets = inputs
     head.weight.grad = states.grad = None
     cpu, wall = time.process_time(), time.perf_counter()
-    (naive if way == "naive" else fused)(head, states, targets, entropy).backward()
+    {"naive": naive, "fused": fused, "step": step}[way](head, states, targets, scenario).backward()
     return Measured(time.process_time() - cpu, time.perf_counter() - wall)
 
 
@@ -91,16 +107,17 @@ def memory_mb(field: str) -> float:
 def run_alone(way: str, scenario: Scenario) -> float:
     """MB that one pass adds to this process."""
     inputs = scenario.make()
-    small = Scenario(8, 64, 16, scenario.numbers, scenario.entropy).make()
-    timed(way, *small, scenario.entropy)  # loads what a first pass loads
+    small = Scenario(8, 8, 64, 16, scenario.numbers, scenario.entropy)
+    timed(way, small.make(), small)  # loads what a first pass loads
     before = memory_mb("VmRSS")
-    timed(way, *inputs, scenario.entropy)
+    timed(way, inputs, scenario)
     return memory_mb("VmHWM") - before
 
 
 def extra_mb(way: str, scenario: Scenario, threads: int) -> float:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--only", way, "--threads", str(threads), "--tokens", str(scenario.tokens)]
+    command += ["--completion", str(scenario.completion)]
     command += ["--vocabulary", str(scenario.vocabulary), "--widths", str(scenario.width)]
     command += ["--numbers", scenario.numbers, "--entropy", scenario.entropy]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -115,7 +132,7 @@ def compare(scenario: Scenario, threads: int, repeats: int) -> dict[str, Any]:  
     runs: dict[str, list[Measured]] = {way: [] for way in WAYS}
     for repeat in range(repeats + 1):
         for way in WAYS:
-            measured = timed(way, *inputs, scenario.entropy)
+            measured = timed(way, inputs, scenario)
             if repeat or not repeats:  # the first one warms up
                 runs[way].append(measured)
     head, states, _ = inputs
@@ -130,15 +147,16 @@ def compare(scenario: Scenario, threads: int, repeats: int) -> dict[str, Any]:  
 
 def show(rows: list[dict[str, Any]]) -> None:  # Any: JSON
     """As a table in Markdown."""
-    print("| numbers | D | entropy | threads | naive, s | fused, s | ratio | by CPU time "
-          "| naive, MB | fused, MB | share | without gradients |")  # fmt: skip
+    print("| numbers | D | tokens | entropy | threads | way | s | ratio | by CPU time "
+          "| MB | share | without gradients |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-        wall, cpu = (row[f"naive_{kind}"] / row[f"fused_{kind}"] for kind in ("wall_s", "cpu_s"))
-        own, other, both = row["fused_mb"], row["naive_mb"], row["gradients_mb"]
-        print(f"| {row['numbers']} | {row['width']:,} | {row['entropy']} | {row['threads']} "
-              f"| {row['naive_wall_s']:.2f} | {row['fused_wall_s']:.2f} | {wall:.2f} | {cpu:.2f} "
-              f"| {other:,.0f} | {own:,.0f} | {share(own, other)} | {share(own - both, other - both)} |")  # fmt: skip
+        for way in WAYS:
+            wall, cpu = (row[f"naive_{kind}"] / row[f"{way}_{kind}"] for kind in ("wall_s", "cpu_s"))
+            own, other, both = row[f"{way}_mb"], row["naive_mb"], row["gradients_mb"]
+            print(f"| {row['numbers']} | {row['width']:,} | {row['tokens']:,} | {row['entropy']} | {row['threads']} "
+                  f"| {way} | {row[f'{way}_wall_s']:.2f} | {wall:.2f} | {cpu:.2f} "
+                  f"| {own:,.0f} | {share(own, other)} | {share(own - both, other - both)} |")  # fmt: skip
 
 
 def share(part: float, whole: float) -> str:
@@ -146,17 +164,18 @@ def share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole > 1 else "-"
 
 
-def scenarios(tokens: int, vocabulary: int, widths: str, numbers: str, entropies: str) -> Iterator[Scenario]:
+def scenarios(first: Scenario, widths: str, numbers: str, entropies: str) -> Iterator[Scenario]:
     """Every combination that is asked for."""
     for kind in numbers.split(","):
         for width in map(int, widths.split(",")):
             for entropy in entropies.split(","):
-                yield Scenario(tokens, vocabulary, width, kind, entropy)
+                yield replace(first, width=width, numbers=kind, entropy=entropy)
 
 
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of one pass.")] = 2048,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of one pass.")] = 4096,
+    completion: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.")] = 512,
     vocabulary: Annotated[int, typer.Option(min=1, help="Entries of the vocabulary.")] = QWEN2,
     widths: Annotated[str, typer.Option(help="Sizes of a hidden state, with commas.")] = "896",
     numbers: Annotated[str, typer.Option(help="fp32, bf16, or both with a comma.")] = "fp32,bf16",
@@ -169,7 +188,8 @@ def main(
     rows = []
     for count in map(int, threads.split(",")):
         torch.set_num_threads(count)
-        for scenario in scenarios(tokens, vocabulary, widths, numbers, entropy):
+        first = Scenario(tokens, completion, vocabulary, 0, "", "")
+        for scenario in scenarios(first, widths, numbers, entropy):
             if only is not None:
                 print(run_alone(only, scenario))
                 return

@@ -26,6 +26,7 @@ DEEPSPEED = "It waits for the strategy deepspeed."
 EFFECTS = {
     "max_time": ("3h50m", {"run.max_time": "3h50m"}),
     "pretrain": ("org/name", {"model.path": "org/name"}),
+    "freeze_prefix": ("model.norm model.layers.0", {"model.freeze": ["model.norm", "model.layers.0"]}),
     "prompt_data": ("more.jsonl", {"task.path": ["{here}/more.jsonl"]}),
     "prompt_data_probs": ("0.3,0.7 --prompt_data train.jsonl,more.jsonl", {"task.probabilities": [0.3, 0.7]}),
     "prompt_split": ("test", {"task.split": "test"}),
@@ -157,7 +158,6 @@ ERRORS = {
     "rm_use_engine": ("", NO_MODEL),
     "rm_engine_cudagraph": ("", NO_MODEL),
     "mixed_mm_data": ("", MEDIA),
-    "freeze_prefix": ("visual", "It waits for a model adapter that freezes parts."),
     "aux_loss_coef": ("0.01", "It waits for a model adapter for mixtures of experts."),
     "gamma": ("0.9", "It waits for an advantage with a discount: reinforce, reinforce_pp or gae."),
     "lambd": ("0.9", "It waits for the advantage gae."),

@@ -74,6 +74,18 @@ def differences(found, expected) -> list[float]:
     return [float((a.double() - b).abs().max() / b.abs().max()) for a, b in pairs]
 
 
+def peak_bytes(run) -> int:
+    """Most bytes that tensors held at one time, from the profiler's record of allocations."""
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        run()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 SMALL = {  # a tile of the kernels is 128 by 128, a span 2048 entries; Triton's interpreter multiplies no bf16
     "one tile": Case(5, 11, 16),
     "with bias, temperature and entropy": Case(7, 50, 24, bias=True, entropy=True, temperature=0.7),

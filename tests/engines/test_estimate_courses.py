@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightrft_engines import head_loss
 from lightrft_engines.attention import register_attention
 from lightrft_engines.config import TextConfig
 from lightrft_engines.estimate import courses
@@ -37,7 +38,7 @@ def cut(model, layout="auto", rows=ROWS, limits=LIMITS, ranks=1):
 
 def traced(folder, dtype=torch.float32, layout="auto", rows=ROWS, ranks=1, **options):
     model, blocks = built(folder, dtype)
-    return training_course(model, blocks, cut(model, layout, rows, ranks=ranks).loss(model), **options)
+    return training_course(model, blocks, cut(model, layout, rows, ranks=ranks).logprobs(model), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"offload": True}])
@@ -62,6 +63,22 @@ def test_gradients_are_complete_in_the_order_of_the_backward_pass(deep_folder, k
         ("block", 0, head),
         ("block", 4 * block, head),
         ("rest", 5 * block, head),
+    ]
+
+
+def test_of_blocks_that_are_frozen_in_part_the_largest_gradients_count(deep_folder):
+    model, blocks = built(deep_folder)
+    block = sum(weight.nbytes for weight in blocks[-1].parameters())
+    norm = model.module.get_submodule("model.norm").weight.nbytes
+    for part in (model.module.get_input_embeddings(), *blocks[:3], model.module.get_output_embeddings()):
+        part.requires_grad_(False)
+    course = training_course(model, blocks, cut(model).logprobs(model))
+    assert course.block_gradients == block
+    assert [(m.place, m.of_blocks, m.of_others) for m in course.moments] == [
+        ("head", 0, 0),
+        ("block", 0, norm),
+        ("block", block, norm),
+        ("rest", 2 * block, norm),
     ]
 
 
@@ -98,7 +115,7 @@ def test_re_entrant_checkpoints_hold_what_a_real_pass_by_them_holds(deep_folder)
     most = {}
     for reentrant in (False, True):
         model, _ = built(deep_folder)
-        compute = cut(model).loss(model)
+        compute = cut(model).logprobs(model)
         with model.metered() as meter, Checkpointing(model.module, True, reentrant=reentrant):
             loss = compute(model.module)
             meter.restart()
@@ -133,7 +150,7 @@ def test_a_pass_without_gradient_does_not_grow_with_depth(qwen_folder, deep_fold
     peaks = []
     for folder in (qwen_folder, deep_folder):
         model, blocks = built(folder)
-        peaks.append(forward_peak(model, blocks, cut(model).loss(model)))
+        peaks.append(forward_peak(model, blocks, cut(model).logprobs(model)))
     assert peaks[0] == peaks[1] < traced(deep_folder).saved
 
 
@@ -155,6 +172,23 @@ def test_many_logits_are_traced_by_a_part_of_the_vocabulary_with_the_whole_gradi
     assert part.moments[0].activations <= whole.moments[0].activations
 
 
+def test_a_loss_by_the_head_keeps_the_logits_of_a_piece_and_the_weights_gradient(kit, tmp_path, monkeypatch):
+    folder = kit.folder(tmp_path, vocab_size=40_000)
+    saved = {}
+    for enough in (2, 6):  # rows of one token are as good as two; of six, one row is a piece
+        monkeypatch.setattr(head_loss, "FREE_BYTES", 0)
+        monkeypatch.setattr(head_loss, "PART", 1)
+        monkeypatch.setattr(head_loss, "ENOUGH_TOKENS", enough)
+        model, blocks = built(folder)
+        rows = Rows(2, 3, 5, 2)
+        course = training_course(model, blocks, cut(model, rows=rows).loss(model))
+        saved[enough] = course.moments[0].activations
+        weight = model.module.get_output_embeddings().weight
+        assert course.saved > weight.nbytes
+    piece = 4 * 40_000 * 4  # four tokens more, in fp32
+    assert saved[6] - saved[2] == pytest.approx(piece, rel=0.3)  # with the tiles beside them
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_experts_are_traced_whatever_they_would_be_given(dtype):
     from transformers import AutoModelForCausalLM, Qwen3MoeConfig
@@ -164,5 +198,5 @@ def test_experts_are_traced_whatever_they_would_be_given(dtype):
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, attn_implementation=register_attention())
     model, blocks = Weightless(module, dtype), shard_units(module)[::-1]
-    course = training_course(model, blocks, cut(model).loss(model))
+    course = training_course(model, blocks, cut(model).logprobs(model))
     assert course.block_gradients == sum(weight.numel() for weight in blocks[0].parameters()) * dtype.itemsize

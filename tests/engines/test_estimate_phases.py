@@ -162,3 +162,47 @@ def test_facts_tell_parameters_batch_and_tokens(question):
     data = as_data(question.answer(CPU), None)
     assert data["batch"]["tokens_per_step"] == 8 * (data["batch"]["prompt_tokens"] + 4 * 24)
     assert f"at most {data['batch']['tokens_per_step']:,} in a step" in told["tokens"]
+
+
+FROZEN = "model.freeze=[model.embed_tokens, model.layers.0, model.layers.1]"
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        (),
+        ("strategy.use=ddp", "strategy.precision=bf16"),
+        ("strategy.use=fsdp2",),
+        ("strategy.use=fsdp2", "strategy.tensor_parallel=2"),
+        ("strategy.use=deepspeed", "strategy.stage=1"),
+        ("strategy.use=deepspeed", "strategy.stage=3"),
+    ],
+)
+def test_frozen_weights_have_neither_gradients_nor_moments(question, sets):
+    whole, frozen = (question.answer(GPUS, (*sets, "kl=k3", *more)) for more in ((), (FROZEN,)))
+    num, learning = frozen.census.count(), sum(weight.num for weight in frozen.census.learning)
+    assert num == whole.census.count()
+    share = learning / num
+    assert 0.3 < share < 0.7
+    before, after = whole.phases["update"], frozen.phases["update"]
+    assert after.optimizer == pytest.approx(share * before.optimizer, rel=0.02)
+    assert after.gradients == pytest.approx(share * before.gradients, rel=0.02)
+    assert frozen.phases["train"].activations <= whole.phases["train"].activations
+
+
+def test_a_frozen_policy_is_served_in_place_and_has_a_reference_beside_it(question):
+    whole, frozen = (phases(question, CPU, "kl=k3", *more) for more in ((), (FROZEN,)))
+    assert frozen["sync"].engine == whole["sync"].engine == 0
+    assert frozen["prepare"].weights == whole["prepare"].weights
+
+
+def test_a_critic_of_a_frozen_policy_learns_all_of_its_own(question):
+    found = [phases(question, CPU, *sets)["train"].optimizer for sets in (("advantage=gae",), ())]
+    frozen = [phases(question, CPU, FROZEN, *sets)["train"].optimizer for sets in (("advantage=gae",), ())]
+    assert found[0] - found[1] == frozen[0] - frozen[1] > 0
+
+
+def test_where_the_output_alone_learns_no_pass_goes_back_through_blocks(question):
+    whole, frozen = (question.answer(CPU, more) for more in ((), ("model.freeze=model",)))
+    assert [moment.place for moment in frozen.training.course.moments] == ["head", "rest"]
+    assert frozen.phases["train"].activations < 0.7 * whole.phases["train"].activations

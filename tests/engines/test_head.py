@@ -7,7 +7,7 @@ import torch
 from lightrft_engines.head import logprobs_of_logits, token_logprobs
 from lightrft_engines.head_shards import VocabShard
 
-from tests.engines.head_cases import SMALL, Case, differences, fused, loop
+from tests.engines.head_cases import SMALL, Case, differences, fused, loop, peak_bytes
 from tests.engines.ranks import on_ranks
 
 WIDE = Case(
@@ -157,18 +157,6 @@ def small_head(vocabulary: int):
     torch.manual_seed(0)
     head = torch.nn.Linear(16, vocabulary, bias=False)
     return head, torch.randn(1024, 16, requires_grad=True), torch.randint(0, vocabulary, (1024,))
-
-
-def peak_bytes(run) -> int:
-    """Most bytes that tensors held at one time, from the profiler's record of allocations."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        run()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -12,6 +12,7 @@ from lightrft_core.errors import EnvironmentUnfit, UserError
 from lightrft_core.objective import Objective
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import OptimSection, RunSection
+from lightrft_engines import head_loss
 from lightrft_engines.config import TextConfig
 from lightrft_engines.text import TextAdapter
 from lightrft_engines.training.config import SingleConfig
@@ -85,6 +86,22 @@ def test_the_update_does_not_depend_on_the_cut(build, batch, aggregation):
         other = build(setup={"optim": optim}, **options)
         again = other.step(batch, objective)
         assert distance(parameters(other), expected) <= 1e-6, options
+        assert again.grad_norm == pytest.approx(stats.grad_norm, rel=1e-5)
+        for name, (total, count) in stats.metrics.items():
+            assert again.metrics[name] == (pytest.approx(total, rel=1e-4, abs=1e-6), pytest.approx(count)), name
+
+
+def test_the_update_does_not_depend_on_how_many_rows_go_through_the_head_together(build, batch, monkeypatch):
+    objective = replace(OBJECTIVE, entropy_coef=0.01)
+    optim = OptimSection(lr=1e-2, eps=1e-3)
+    whole = build(setup={"optim": optim})
+    stats = whole.step(batch, objective)
+    monkeypatch.setattr(head_loss, "FREE_BYTES", 0)
+    for enough in (1, 6):
+        monkeypatch.setattr(head_loss, "ENOUGH_TOKENS", enough)
+        other = build(setup={"optim": optim})
+        again = other.step(batch, objective)
+        assert distance(parameters(other), parameters(whole)) <= 1e-6
         assert again.grad_norm == pytest.approx(stats.grad_norm, rel=1e-5)
         for name, (total, count) in stats.metrics.items():
             assert again.metrics[name] == (pytest.approx(total, rel=1e-4, abs=1e-6), pytest.approx(count)), name

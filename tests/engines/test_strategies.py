@@ -29,10 +29,22 @@ STRATEGIES = {
 NUM_STEPS = 3
 
 
-def build(kit, folder, use, *, critic=None, needs=("ref_logprobs",), optim=OPTIM, lora=None, learns=True, **options):
+def build(
+    kit,
+    folder,
+    use,
+    *,
+    critic=None,
+    needs=("ref_logprobs",),
+    optim=OPTIM,
+    lora=None,
+    freeze=(),
+    learns=True,
+    **options,
+):
     strategy, config = strategy_of(use)
     setup = kit.setup(folder, optim=optim, critic=critic, needs=frozenset(needs), learns=learns)
-    setup.model = TextAdapter(TextConfig(path=str(folder), lora=lora), setup)
+    setup.model = TextAdapter(TextConfig(path=str(folder), lora=lora, freeze=freeze), setup)
     return strategy(config(**options), setup), setup.model
 
 

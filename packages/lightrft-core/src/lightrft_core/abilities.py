@@ -14,6 +14,8 @@ from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, Module, Stra
 from lightrft_core.sections import CriticSection
 
 Ranks = Any  # the ranks that share a sequence, as the strategy's framework knows them
+Share = Callable[[Sequence[int], LogProbs], Tensor]
+"""Rows of a batch and their log-probabilities, to these rows' share of a loss: a scalar."""
 
 
 class ValueAdapter(ModelAdapter, Protocol):
@@ -64,6 +66,36 @@ class LoraAdapter(Protocol):
 
     def base_digest(self) -> bytes:
         """A hash of the base model's files: adapters belong to one base model."""
+
+
+@runtime_checkable
+class LossAdapter(Protocol):
+    """A model adapter that brings the loss to its log-probabilities, so that fewer of these exist at one time."""
+
+    def loss(
+        self,
+        module: Module,
+        batch: Batch,
+        share: Share,
+        *,
+        layout: Layout = "auto",
+        entropy: bool = False,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """The sum over the batch's rows of what `share` makes of their log-probabilities, with its gradient.
+
+        `share` is called with some rows at a time, each row once; what it returns depends on the module by the
+        log-probabilities and entropies alone. The other parameters are those of `ModelAdapter.logprobs`.
+        """
+
+
+@runtime_checkable
+class FreezingAdapter(Protocol):
+    """A model adapter that may keep parts of the policy as they are."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether the run asks for it: then only what takes a gradient in the policy, or its skeleton, learns."""
 
 
 @runtime_checkable

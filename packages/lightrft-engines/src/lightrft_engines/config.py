@@ -1,8 +1,9 @@
 """Options of the text adapter. Free of torch, so that the command line can read them."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-from lightrft_core.sections import ModelSection, Section
+from lightrft_core.sections import Idle, ModelSection, Section
 from pydantic import Field, field_validator
 
 
@@ -46,3 +47,15 @@ class TextConfig(ModelSection):
     """Folder or hub id of the tokenizer, where it is not the model's."""
     lora: LoraSection | None = None
     """Train adapters instead of all weights: `{rank: 16}`; by default all weights train."""
+    freeze: tuple[str, ...] = ()
+    """Parameters of the policy that stay as they are, by the first parts of their names in the model:
+    `[model.embed_tokens, model.layers.0]`. A tied weight is named by all its names. A critic learns all of its own."""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    def idle(self) -> Mapping[str, Idle]:
+        """Beside adapters all other weights are frozen."""
+        return {} if self.lora is None else {"freeze": Idle("lora", "model.lora trains adapters alone.")}

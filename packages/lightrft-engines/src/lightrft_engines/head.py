@@ -45,7 +45,7 @@ def token_logprobs(
     time, by default at most 2048 on a CPU and 8192 on a GPU. With `shard`, `head` holds this rank's rows, and every
     rank gets the whole vocabulary's result. A target outside the vocabulary has the log-probability -inf.
     """
-    cut = _cut(head.weight, len(targets_N), chunk)
+    cut = cut_of(head.weight, len(targets_N), chunk)
     options = _Options(temperature, entropy, cut, shard)
     logprobs_N, entropy_N = _TokenLogProbs.apply(hidden_ND, head.weight, head.bias, targets_N, options)
     return logprobs_N, entropy_N
@@ -81,7 +81,7 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy doe
         totals = _tiles(weight_VD, bias_V, options).totals(hidden_ND, own_N, entropy=options.entropy)
         if options.shard is not None:
             totals = options.shard.merged(totals)
-        logprobs_N, entropy_N, logsum_N = _results(totals, options.entropy)
+        logprobs_N, entropy_N, logsum_N = results(totals, options.entropy)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, own_N, logsum_N, entropy_N)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -96,7 +96,7 @@ class _TokenLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy doe
     ) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N, logsum_N, entropy_N = ctx.saved_tensors
         options: _Options = ctx.options
-        slopes = _slopes(grad_N, grad_entropy_N, logsum_N, entropy_N, options.temperature)
+        slopes = slopes_of(grad_N, grad_entropy_N, logsum_N, entropy_N, options.temperature)
         moving = slopes.moving()  # a token that is masked, clipped or without advantage costs nothing here
         tokens = _Tokens(hidden_ND[moving], targets_N[moving], slopes.rows(moving))
         grad_MD, grad_VD, grad_V = _gradients(tokens, weight_VD, bias_V, options, ctx.needs_input_grad)
@@ -154,7 +154,7 @@ class _LogitLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy doe
             logits_CV = _scaled(logits_NV[rows], temperature)
             seen.append(totals_of(logits_CV, torch.empty_like(logits_CV), targets_N[rows], entropy=entropy))
         totals = Totals(*map(torch.cat, zip(*seen, strict=True)))
-        logprobs_N, entropy_N, logsum_N = _results(totals, entropy)
+        logprobs_N, entropy_N, logsum_N = results(totals, entropy)
         ctx.save_for_backward(logits_NV, targets_N, logsum_N, entropy_N)
         ctx.temperature = temperature
         ctx.set_materialize_grads(False)
@@ -168,7 +168,7 @@ class _LogitLogProbs(torch.autograd.Function):  # type: ignore[misc]  # mypy doe
         grad_entropy_N: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         logits_NV, targets_N, logsum_N, entropy_N = ctx.saved_tensors
-        slopes = _slopes(grad_N, grad_entropy_N, logsum_N, entropy_N, ctx.temperature)
+        slopes = slopes_of(grad_N, grad_entropy_N, logsum_N, entropy_N, ctx.temperature)
         grad_NV = torch.empty_like(logits_NV)
         for rows in _rows_of(logits_NV):
             logits_CV = _scaled(logits_NV[rows], ctx.temperature)
@@ -206,7 +206,8 @@ def _tiles(weight_VD: Tensor, bias_V: Tensor | None, options: _Options) -> "Tile
     return Tiles(weight_VD, bias_V, options.temperature, options.cut)
 
 
-def _cut(weight_VD: Tensor, num_tokens: int, chunk: int | None) -> Cut:
+def cut_of(weight_VD: Tensor, num_tokens: int, chunk: int | None) -> Cut:
+    """Tiles for so many tokens, none of them of more than `chunk`."""
     is_cpu = weight_VD.device.type == "cpu"
     most, tile = (CPU_TOKENS, CPU_TILE) if is_cpu else (GPU_TOKENS, GPU_TILE)
     tokens = max(1, min(num_tokens, chunk or most))
@@ -214,14 +215,14 @@ def _cut(weight_VD: Tensor, num_tokens: int, chunk: int | None) -> Cut:
     return Cut(tokens, max(1, min(len(weight_VD), MAX_COLUMNS, columns)))
 
 
-def _results(totals: Totals, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def results(totals: Totals, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """Log-probabilities, entropies, and the logarithm of the sum of exponentials."""
     log_mass_N = totals.mass_N.log()
     entropy_N = log_mass_N - totals.pull_N / totals.mass_N if entropy else None
     return totals.target_N - totals.top_N - log_mass_N, entropy_N, totals.top_N + log_mass_N
 
 
-def _slopes(
+def slopes_of(
     grad_N: Tensor | None, grad_entropy_N: Tensor | None, logsum_N: Tensor, entropy_N: Tensor | None, temperature: float
 ) -> Slopes:
     """d/dz of log p_y is 1[v = y] - p_v; of the entropy H it is -p_v (log p_v + H)."""

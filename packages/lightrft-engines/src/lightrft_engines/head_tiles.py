@@ -106,11 +106,47 @@ class Tiles:
         low_CW = torch.mm(hidden_CD, weight_WD.T, out=_view(self._low, shape))
         if self._low is not self._logits:
             logits_CW.copy_(low_CW)
-        if self._bias_V is not None:
-            logits_CW += self._bias_V[columns]
-        if self._temperature != 1.0:
-            logits_CW *= 1.0 / self._temperature
+        _finish(logits_CW, self._bias_V, columns, self._temperature)
         return logits_CW, _view(self._spare, shape)
+
+
+class KeptTiles:
+    """The same with the logits of `cut.tokens` tokens kept from `totals` until their `gradient`, so computed once.
+
+    For heads in accurate numbers alone. Each tile's gradient may be asked for once.
+    """
+
+    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None, temperature: float, cut: Cut) -> None:
+        self._weight_VD, self._bias_V, self._temperature, self._cut = weight_VD, bias_V, temperature, cut
+        self._logits = weight_VD.new_empty(cut.tokens * len(weight_VD))
+        self._spare = weight_VD.new_empty(cut.tokens * cut.columns)
+        self._tops: dict[int, Tensor] = {}
+        self._rows: slice | Tensor = slice(None)
+
+    def totals(self, hidden_CD: Tensor, targets_C: Tensor, *, entropy: bool) -> Totals:
+        """Over the whole vocabulary of this head, of exactly `cut.tokens` tokens."""
+        seen = [_nothing(targets_C, self._logits.dtype)]
+        for columns in parts(len(self._weight_VD), self._cut.columns):
+            logits_CW = torch.mm(hidden_CD, self._weight_VD[columns].T, out=self._tile(columns))
+            _finish(logits_CW, self._bias_V, columns, self._temperature)
+            spare_CW = _view(self._spare, logits_CW.shape)
+            seen.append(totals_of(logits_CW, spare_CW, targets_C - columns.start, entropy=entropy))
+            self._tops[columns.start] = seen[-1].top_N
+        return Totals(*map(torch.stack, zip(*seen, strict=True))).merged()
+
+    def narrow(self, rows: slice | Tensor) -> None:
+        """The tokens that gradients are asked for."""
+        self._rows = rows
+
+    def gradient(self, hidden_CD: Tensor, targets_C: Tensor, slopes: Slopes, columns: slice) -> Tensor:
+        """See `Tiles.gradient`, of the tokens that it was narrowed to."""
+        logits_CW = self._tile(columns)[self._rows]  # less their top
+        slopes = slopes._replace(logsum_N=slopes.logsum_N - self._tops[columns.start][self._rows])
+        return gradient_of(logits_CW, _view(self._spare, logits_CW.shape), targets_C - columns.start, slopes)
+
+    def _tile(self, columns: slice) -> Tensor:
+        num, stop = self._cut.tokens, min(columns.stop, len(self._weight_VD))
+        return self._logits[num * columns.start : num * stop].view(num, -1)
 
 
 def totals_of(logits_CW: Tensor, spare_CW: Tensor, targets_C: Tensor, *, entropy: bool) -> Totals:
@@ -146,6 +182,14 @@ def accurate(dtype: torch.dtype) -> torch.dtype:
 def parts(num: int, size: int) -> Iterator[slice]:
     """Neighbouring slices of at most `size`."""
     return (slice(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def _finish(logits_CW: Tensor, bias_V: Tensor | None, columns: slice, temperature: float) -> None:
+    """What is left after the product, in place."""
+    if bias_V is not None:
+        logits_CW += bias_V[columns]
+    if temperature != 1.0:
+        logits_CW *= 1.0 / temperature
 
 
 def _within(targets_C: Tensor, width: int) -> tuple[Tensor, Tensor]:

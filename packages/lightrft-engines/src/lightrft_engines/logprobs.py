@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightrft_core.abilities import Share
 from lightrft_core.data import Batch
 from lightrft_core.protocols import Layout, LogProbs
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from lightrft_engines.attention import ATTENTION, no_mask
 from lightrft_engines.head import logprobs_of_logits, token_logprobs
+from lightrft_engines.head_loss import HeadLoss, pays
 from lightrft_engines.head_shards import own_vocabulary
 from lightrft_engines.packing import Laid, completion_mask, packed, padded
 from lightrft_engines.sequence import SequenceRanks
@@ -64,6 +66,36 @@ def logprobs(
         logits_MV = own_logits(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
     return LogProbs(scatter(values_M, exists_BT), None if entropy_M is None else scatter(entropy_M, exists_BT))
+
+
+def loss(
+    module: PreTrainedModel,
+    batch: Batch,
+    share: Share,
+    abilities: Abilities,
+    *,
+    layout: Layout = "auto",
+    entropy: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """See `abilities.LossAdapter.loss`."""
+    head, shard = own_vocabulary(module.get_output_embeddings())
+    if not abilities.fused_head or not pays(head.weight):
+        found = logprobs(module, batch, abilities, layout=layout, entropy=entropy, chunk=chunk)
+        return share(range(len(batch)), found)
+    device = head.weight.device
+    exists_BT = completion_mask(batch).to(device)
+    laid = packed(batch, device) if abilities.layout(layout, batch) == "packed" else padded(batch, device)
+
+    def of_rows(rows: slice, values_C: Tensor, entropy_C: Tensor | None) -> Tensor:
+        exists_RT = exists_BT[rows]
+        found = LogProbs(scatter(values_C, exists_RT), None if entropy_C is None else scatter(entropy_C, exists_RT))
+        return share(range(len(batch))[rows], found)
+
+    states_MD = hidden_states(module, laid).flatten(0, 1)[laid.source_M]
+    targets_M = batch.completion_ids_BT.to(device)[exists_BT]
+    by_head = HeadLoss(head, batch.temperature, entropy, chunk, shard)
+    return by_head.of(states_MD, targets_M, batch.lengths_B.tolist(), of_rows)
 
 
 def _logprobs_of_slice(

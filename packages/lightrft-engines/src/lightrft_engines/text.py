@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jinja2 import TemplateError
+from lightrft_core.abilities import Share
 from lightrft_core.data import Batch, Group, Prompt, Rollout, seed_for
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Layout, LogProbs, Setup
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightrft_engines.attention import ATTENTION
 from lightrft_engines.config import TextConfig
+from lightrft_engines.freezing import freeze
 from lightrft_engines.hub import (
     build_model,
     choose_attention,
@@ -27,7 +29,7 @@ from lightrft_engines.hub import (
     quietly,
     stop_tokens,
 )
-from lightrft_engines.logprobs import Abilities, logprobs, probe
+from lightrft_engines.logprobs import Abilities, logprobs, loss, probe
 from lightrft_engines.lora import add_adapters, as_they_come, in_4_bits
 from lightrft_engines.sequence import SequenceRanks, allows
 from lightrft_engines.value_model import ValueModel, export, read_head, values
@@ -62,13 +64,19 @@ class TextAdapter:
     def load(self, role: str) -> PreTrainedModel:
         """The model in evaluation mode (no dropout, in training too) on the CPU, patches applied.
 
-        `UserError` where the folder, the weights or the tokenizer are not what a model needs.
+        `UserError` where the folder, the weights or the tokenizer are not what a model needs, and where `model.freeze`
+        is not of this model.
         """
-        return self._patched(load_model(self._config, self._hf_config), role)
+        return self._marked(self._patched(load_model(self._config, self._hf_config), role), role)
 
     def skeleton(self, role: str) -> PreTrainedModel:
         """The same without weights, on the meta device."""
-        return self._patched(build_model(self._config, self._hf_config), role)
+        return self._marked(self._patched(build_model(self._config, self._hf_config), role), role)
+
+    @property
+    def freezes(self) -> bool:
+        """See `abilities.FreezingAdapter`: where `model.freeze` names parameters."""
+        return bool(self._config.freeze) and not self.uses_lora
 
     @property
     def uses_lora(self) -> bool:
@@ -220,6 +228,20 @@ class TextAdapter:
         abilities = self._abilities_of(module)
         return logprobs(module, batch, abilities, layout=resolved, entropy=entropy, chunk=chunk, ranks=ranks)
 
+    def loss(
+        self,
+        module: PreTrainedModel,
+        batch: Batch,
+        share: Share,
+        *,
+        layout: Layout = "auto",
+        entropy: bool = False,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """See `abilities.LossAdapter.loss`."""
+        resolved, abilities = self.layout_for(module, batch, layout), self._abilities_of(module)
+        return loss(module, batch, share, abilities, layout=resolved, entropy=entropy, chunk=chunk)
+
     def values(
         self, critic: ValueModel, batch: Batch, *, layout: Layout = "auto", ranks: SequenceRanks | None = None
     ) -> Tensor:
@@ -274,6 +296,11 @@ class TextAdapter:
             log.info("%s: patch %s", role, name)
             patch(module)
         return module.eval()
+
+    def _marked(self, module: PreTrainedModel, role: str) -> PreTrainedModel:
+        if role == "policy" and self.freezes:
+            freeze(module, self._config.freeze)
+        return module
 
     def _abilities_of(self, module: nn.Module) -> Abilities:
         if module not in self._abilities:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from lightrft_core.abilities import LoraAdapter, SkeletonAdapter
+from lightrft_core.abilities import FreezingAdapter, LoraAdapter, SkeletonAdapter
 from lightrft_core.errors import UserError
 from lightrft_core.protocols import Setup
 from lightrft_core.sections import CriticSection
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lightrft_engines.config import TextConfig
 from lightrft_engines.estimate.census import Census, census
 from lightrft_engines.estimate.meter import Weightless
+from lightrft_engines.freezing import freeze
 from lightrft_engines.hub import build_model, load_config
 from lightrft_engines.training.fsdp2 import shard_units
 from lightrft_engines.value_model import ValueModel
@@ -52,17 +53,13 @@ class Blueprint:
 @dataclass(frozen=True, slots=True)
 class Blueprints:
     """`plain` is the policy as engines and the reference have it, `policy` as it trains: with adapters, or this rank's
-    part where ranks split layers."""
+    part where ranks split layers. With adapters these learn alone, and the reference is the policy without them."""
 
     plain: Blueprint
     policy: Blueprint
     reference: Blueprint | None
     critic: Blueprint | None
-
-    @property
-    def has_adapters(self) -> bool:
-        """Whether adapters learn alone, and the reference is the policy without them."""
-        return self.policy.learns is None
+    has_adapters: bool
 
 
 def blueprints(setup: Setup, tensor_parallel: int) -> Blueprints:
@@ -75,17 +72,19 @@ def blueprints(setup: Setup, tensor_parallel: int) -> Blueprints:
             hint="`lightrft plugins list --kind model` shows the others.",
         )
     plain = Blueprint("plain", lambda: adapter.skeleton("policy"), units)
-    policy = Blueprint("policy", plain.make, units)
-    if isinstance(adapter, LoraAdapter) and adapter.uses_lora:
+    learns = None if isinstance(adapter, FreezingAdapter) and adapter.freezes else True
+    policy = Blueprint("policy", plain.make, units, learns)
+    has_adapters = isinstance(adapter, LoraAdapter) and adapter.uses_lora
+    if isinstance(adapter, LoraAdapter) and has_adapters:
         policy = Blueprint("lora", adapter.lora_skeleton, units, None, in_4_bits=not adapter.lora_shards)
     elif tensor_parallel > 1:
         config = setup.model_section
-        policy = Blueprint(f"part{tensor_parallel}", lambda: _part(config, tensor_parallel), units)
+        policy = Blueprint(f"part{tensor_parallel}", lambda: _part(config, tensor_parallel), units, learns)
     reference = None
-    if "ref_logprobs" in setup.needs and policy.learns:
+    if "ref_logprobs" in setup.needs and not has_adapters:
         reference = Blueprint(policy.name, policy.make, units, learns=False)
     critic = None if setup.critic is None else _critic(setup, setup.critic)
-    return Blueprints(plain, policy, reference, critic)
+    return Blueprints(plain, policy, reference, critic, has_adapters)
 
 
 def _critic(setup: Setup, section: CriticSection) -> Blueprint:
@@ -121,4 +120,7 @@ def _part(config: object, ranks: int) -> PreTrainedModel:
             "vocab_size": text.vocab_size // (1 if text.vocab_size % ranks else ranks),
         }
     )
-    return build_model(config, hf_config)
+    module = build_model(config, hf_config)
+    if config.freeze:
+        freeze(module, config.freeze)
+    return module

@@ -111,6 +111,8 @@ class _Seen:
     def __init__(self, meter: Meter, away: _Away, module: nn.Module, blocks: Sequence[nn.Module]) -> None:
         self._meter, self._away, self._is_forward = meter, away, True
         self._inside = {id(weight) for block in blocks for weight in block.parameters()}
+        learning = [[weight.nbytes for weight in block.parameters() if weight.requires_grad] for block in blocks]
+        self._block_gradients = max(sum(sizes) for sizes in learning)  # others may be frozen, in part or whole
         self._place: Place = "head"
         self._after: list[tuple[int, int]] = []  # bytes here and away when a block is done
         self._complete = self._before = (0, 0)  # gradients of blocks and of others, now and when the stretch began
@@ -133,7 +135,7 @@ class _Seen:
         self._turn("rest")
         first = self._after[-2] if len(self._after) > 1 else (0, 0)
         here, away = (now - then for now, then in zip(self._after[-1], first, strict=True))
-        gradients = self._complete[0] // len(self._after)
+        gradients = self._block_gradients
         offloaded = self._away.num_bytes + num_more * away
         moments = self._moments if num_more == 0 else _lengthened(self._moments, num_more, here, gradients)
         return Course(self._saved + num_more * here, offloaded, here, gradients, tuple(moments))
@@ -183,6 +185,8 @@ def _form(block: nn.Module) -> tuple[object, ...]:
 
 def _lengthened(moments: Sequence[Moment], num: int, saved: int, gradients: int) -> list[Moment]:
     """The moments with `num` blocks more: what is linear between the last block and the first is left out."""
+    if all(item.place != "block" for item in moments):
+        return list(moments)  # all blocks are frozen and nothing before them learns: no pass goes back through them
     head, top, *_, bottom, rest = moments
     return [
         replace(head, activations=head.activations + num * saved),

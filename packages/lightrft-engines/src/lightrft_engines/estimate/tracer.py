@@ -19,6 +19,7 @@ from lightrft_engines.estimate.decoding import key_numbers, load_of, reading, wr
 from lightrft_engines.estimate.memory import Memory
 from lightrft_engines.estimate.work import Cutter, Pass, Rows
 from lightrft_engines.head import GPU_TILE
+from lightrft_engines.head_tiles import accurate
 from lightrft_engines.logprobs import assumed
 from lightrft_engines.training.microbatch import Limits
 from lightrft_engines.training.passes import Passes
@@ -66,7 +67,8 @@ class Tracer:
 
         def measure() -> Course:
             model, blocks = blueprint.fresh(self._case.dtype)
-            compute = largest.values(model) if values else largest.loss(model)
+            by_head = largest.loss if self._learns_by_head else largest.logprobs
+            compute = largest.values(model) if values else by_head(model)
             course = training_course(model, blocks, compute, **options)
             head = 0 if values else self._kernels(model.module, largest, learns=True)
             first, *others = course.moments
@@ -81,7 +83,7 @@ class Tracer:
 
         def measure() -> int:
             model, blocks = blueprint.fresh(self._case.dtype)
-            compute = largest.values(model) if values else largest.loss(model)
+            compute = largest.values(model) if values else largest.logprobs(model)
             peak = forward_peak(model, blocks, compute)
             return peak + (0 if values else self._kernels(model.module, largest, learns=False))
 
@@ -100,6 +102,12 @@ class Tracer:
         write += scores if self._case.target.is_gpu else 0
         cache = numbers * load.tokens(shares=shares) * size
         return Memory(cache=cache, activations=max(read + 2 * first_logits, write + first_logits))
+
+    @property
+    def _learns_by_head(self) -> bool:
+        """Whether `Passes.loss` has the loss computed with the log-probabilities; see `head_loss.pays`."""
+        is_whole = self._abilities.fused_head and self._case.config.sequence_parallel == 1
+        return is_whole and not self._case.target.is_gpu and self._case.dtype == accurate(self._case.dtype)
 
     def _once(self, key: tuple[Hashable, ...], measure: Callable[[], Found]) -> Found:
         where = (repr(self._case.setup.model_section), self._case.dtype, self._case.target.kind, *key)

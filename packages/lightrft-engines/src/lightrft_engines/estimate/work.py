@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightrft_engines.estimate.meter import DEVICE, Weightless
 from lightrft_engines.head import logprobs_of_logits, token_logprobs
+from lightrft_engines.head_loss import HeadLoss
 from lightrft_engines.logprobs import Abilities, decoder_states, hidden_states, own_logits
 from lightrft_engines.packing import Laid, SharedPrompts, packed, padded
 from lightrft_engines.training.microbatch import Limits, cut_packed, cut_padded
@@ -48,10 +49,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass of some rows over a model that can do `abilities`; `ranks` share each sequence."""
+    """One forward pass of some rows over a model that can do `abilities`; `ranks` share each sequence.
+
+    `completion_tokens` are those of each row.
+    """
 
     laid: Laid
     num_targets: int
+    completion_tokens: int
     abilities: Abilities
     chunk: int | None
     ranks: int
@@ -60,14 +65,15 @@ class Pass:
     def key(self) -> tuple[object, ...]:
         """What a trace of it depends on."""
         plan = self.laid.plan.whole if isinstance(self.laid.plan, SharedHeads) else self.laid.plan
-        return (tuple(self.laid.input_ids.shape), self.num_targets, plan, self.chunk, self.ranks)
+        shape = tuple(self.laid.input_ids.shape)
+        return (shape, self.num_targets, self.completion_tokens, plan, self.chunk, self.ranks)
 
     @property
     def tokens(self) -> int:
         """Tokens of this rank, padding included."""
         return int(self.laid.input_ids.numel())
 
-    def loss(self, model: Weightless) -> Callable[[nn.Module], Tensor]:
+    def logprobs(self, model: Weightless) -> Callable[[nn.Module], Tensor]:
         """What policy and reference compute: log-probabilities and entropy, summed."""
         laid, targets_M = self._fake(model)
 
@@ -80,6 +86,18 @@ class Pass:
                 logits_MV = own_logits(module, laid).flatten(0, 1)[laid.source_M]
                 values_M, _ = logprobs_of_logits(logits_MV, targets_M, 1.0, entropy=True)
             return values_M.sum()
+
+        return compute
+
+    def loss(self, model: Weightless) -> Callable[[nn.Module], Tensor]:
+        """What the policy learns from, where its head is one that `head_loss.pays` for."""
+        laid, targets_M = self._fake(model)
+        lengths = [self.completion_tokens] * (self.num_targets // max(1, self.completion_tokens))
+
+        def compute(module: nn.Module) -> Tensor:
+            states_MD = hidden_states(module, laid).flatten(0, 1)[laid.source_M]
+            by_head = HeadLoss(module.get_output_embeddings(), 1.0, entropy=True, chunk=self.chunk)
+            return by_head.of(states_MD, targets_M, lengths, lambda rows, values_C, entropy_C: values_C.sum())
 
         return compute
 
@@ -141,13 +159,14 @@ class Cutter:
         parts = (cut_packed if is_packed else cut_padded)(batch, range(len(batch)), limits)
         lay = packed if is_packed else padded
         laid = max((lay(batch.rows(part), DEVICE) for part in parts), key=lambda laid: laid.input_ids.numel())
-        return len(parts), self._of_one_rank(laid)
+        return len(parts), self._of_one_rank(laid, rows.completion_tokens)
 
-    def _of_one_rank(self, laid: Laid) -> Pass:
+    def _of_one_rank(self, laid: Laid, completion_tokens: int) -> Pass:
         num_targets = len(laid.source_M)
         if self.ranks > 1:
             laid = _slice(laid, self.ranks)
-        return Pass(laid, min(num_targets, len(laid.source_M)), self.abilities, self.chunk, self.ranks)
+        num_targets = min(num_targets, len(laid.source_M))
+        return Pass(laid, num_targets, completion_tokens, self.abilities, self.chunk, self.ranks)
 
 
 class _FirstRows(torch.autograd.Function):  # type: ignore[misc]  # mypy does not follow torch

@@ -1,13 +1,13 @@
 """The policy's gradient of one update: the objective's shares of all micro-batches, summed over the ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
 import torch
 from lightrft_core.data import Batch, LossInputs
 from lightrft_core.objective import Objective, Totals
-from lightrft_core.protocols import World
+from lightrft_core.protocols import LogProbs, World
 from torch import Tensor
 
 from lightrft_engines.training.exchange import Exchange
@@ -44,30 +44,37 @@ class Actor:
         return norm
 
     def _loss(self, part: Batch, objective: Objective, totals: Totals, sums: StepSums | None) -> Tensor:
-        found = self._passes.forward(self.role, part, layout=self._passes.layout, entropy=True)
-        part = on_device(part, self._device)
-        own_BT = found.logprobs_BT.detach()
-        old_BT = own_BT if part.old_logprobs_BT is None else part.old_logprobs_BT
-        entropy_BT = found.entropy_BT
-        if entropy_BT is not None and not objective.needs_entropy:
-            entropy_BT = entropy_BT.detach()
-        inputs = LossInputs(
-            logprobs_BT=found.logprobs_BT,
-            old_logprobs_BT=old_BT,
-            advantages_BT=required(part.advantages_BT, "advantages_BT"),
-            mask_BT=part.mask_BT,
-            ref_logprobs_BT=part.ref_logprobs_BT,
-            entropy_BT=entropy_BT,
-        )
-        share, metrics = objective.share(inputs, totals, part.weights_BT)
-        if sums is not None:
-            sums.add(metrics)
-            sums.gap.add(part.engine_logprobs_BT, old_BT, part.mask_BT)
-        return cast(Tensor, share)
+        share = partial(_share, on_device(part, self._device), objective, totals, sums)
+        return self._passes.loss(self.role, part, share, entropy=True)
 
     def _spare_loss(self) -> Tensor:
         found = self._passes.forward(self.role, spare_row(), layout=self._passes.layout)
         return cast(Tensor, found.logprobs_BT.sum() * 0.0)
+
+
+def _share(
+    part: Batch, objective: Objective, totals: Totals, sums: StepSums | None, rows: Sequence[int], found: LogProbs
+) -> Tensor:
+    """Of some rows of a part; adds their metrics."""
+    part = part.rows(rows)
+    own_BT = found.logprobs_BT.detach()
+    old_BT = own_BT if part.old_logprobs_BT is None else part.old_logprobs_BT
+    entropy_BT = found.entropy_BT
+    if entropy_BT is not None and not objective.needs_entropy:
+        entropy_BT = entropy_BT.detach()
+    inputs = LossInputs(
+        logprobs_BT=found.logprobs_BT,
+        old_logprobs_BT=old_BT,
+        advantages_BT=required(part.advantages_BT, "advantages_BT"),
+        mask_BT=part.mask_BT,
+        ref_logprobs_BT=part.ref_logprobs_BT,
+        entropy_BT=entropy_BT,
+    )
+    share, metrics = objective.share(inputs, totals, part.weights_BT)
+    if sums is not None:
+        sums.add(metrics)
+        sums.gap.add(part.engine_logprobs_BT, old_BT, part.mask_BT)
+    return cast(Tensor, share)
 
 
 def _with_gradient(batch: Batch, rows: list[int], objective: Objective) -> list[int]:

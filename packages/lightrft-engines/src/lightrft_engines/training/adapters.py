@@ -36,7 +36,7 @@ def lora_source(adapter: ModelAdapter, config: TrainingConfig, *, whole: bool) -
     if config.reference_offload:
         what = "has no effect beside model.lora: the reference is the policy without its adapters."
         raise UserError(what, where="strategy.reference_offload", hint="Leave it out.")
-    return Source(adapter.load_lora, adapter.lora_skeleton, lora=True)
+    return Source(adapter.load_lora, adapter.lora_skeleton, marked=True, lora=True)
 
 
 class Lora:

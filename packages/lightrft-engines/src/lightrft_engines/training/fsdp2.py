@@ -146,11 +146,11 @@ class Fsdp2Placement:
         on_cpu = sleeps or self._config.cpu_offload
         if self._config.meta_init and source.skeleton is not None and self._world.size > 1:
             loaded = source.load() if self._world.rank == 0 else None
-            call = self._sharded(_readied(source.skeleton(), source, learns), on_cpu)
+            call = self._sharded(source.ready(source.skeleton(), learns=learns), on_cpu)
             call.to_empty(device="cpu" if on_cpu else self._device)
             self._hand_out(loaded, call.module)
         else:
-            call = self._sharded(_readied(source.load(), source, learns), on_cpu)
+            call = self._sharded(source.ready(source.load(), learns=learns), on_cpu)
         call.eval()
         return Shards(call, self._dtype, self._meshes, self._config.master_weights)
 
@@ -203,11 +203,6 @@ def shard_units(module: nn.Module, names: Collection[str] = ()) -> list[nn.Modul
             wanted |= set(part._no_split_modules or ())
     blocks = [part for part in module.modules() if type(part).__name__ in wanted]
     return blocks[::-1] or _longest_list(module)
-
-
-def _readied(module: nn.Module, source: Source, learns: bool) -> nn.Module:
-    """What learns in it takes gradients; where that is adapters alone, it does already."""
-    return module if source.lora else module.requires_grad_(learns)
 
 
 def shard_of(whole: Tensor, like: DTensor) -> Tensor:

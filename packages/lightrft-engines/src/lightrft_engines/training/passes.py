@@ -6,10 +6,10 @@ add passes over one spare row whose values nobody reads.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from lightrft_core.abilities import SequenceAdapter, ValueAdapter
+from lightrft_core.abilities import LossAdapter, SequenceAdapter, Share, ValueAdapter
 from lightrft_core.data import Batch
 from lightrft_core.protocols import Layout, LogProbs, ModelAdapter, World
 from torch import Tensor, nn
@@ -87,6 +87,11 @@ class Passes:
         logprobs_BT, entropy_BT = runner.run(self._logprobs, part, layout, entropy)
         return LogProbs(logprobs_BT, entropy_BT)
 
+    def loss(self, runner: Runner, part: Batch, share: Share, *, entropy: bool = False) -> Tensor:
+        """The sum of `share` over the rows of one part, with gradient; see `abilities.LossAdapter.loss`."""
+        found: Tensor = runner.run(self._loss, part, share, entropy)
+        return found
+
     def forward_values(self, runner: Runner, adapter: ValueAdapter, part: Batch) -> Tensor:
         """Values of one part."""
         found: Tensor = runner.run(self._values, adapter, part)
@@ -124,6 +129,16 @@ class Passes:
         else:
             found = self.adapter.logprobs(module, part, layout=layout, entropy=entropy, chunk=chunk)
         return found.logprobs_BT, found.entropy_BT
+
+    def _loss(self, module: nn.Module, part: Batch, share: Share, entropy: bool) -> Tensor:
+        if self.sequence is None and isinstance(self.adapter, LossAdapter):
+            return cast(
+                Tensor,
+                self.adapter.loss(
+                    module, part, share, layout=self.layout, entropy=entropy, chunk=self.config.logprob_chunk
+                ),
+            )
+        return cast(Tensor, share(range(len(part)), LogProbs(*self._logprobs(module, part, self.layout, entropy))))
 
     def _values(self, module: nn.Module, adapter: ValueAdapter, part: Batch) -> Tensor:
         if self.sequence is not None and isinstance(adapter, SequenceAdapter):

@@ -26,12 +26,18 @@ Load = Callable[[], nn.Module]
 class Source:
     """How to get a module: with its weights on the CPU, or without memory on the meta device where that is possible.
 
-    With `lora` there are adapters in it that learn alone; checkpoints hold nothing else of it.
+    One that is `marked` says by its parameters' `requires_grad` which of them learn; else all do, or none. With `lora`
+    there are adapters in it, and checkpoints hold nothing else of it.
     """
 
     load: Load
     skeleton: Load | None = None
+    marked: bool = False
     lora: bool = False
+
+    def ready(self, module: nn.Module, *, learns: bool) -> nn.Module:
+        """The module, without dropout and with gradients for what learns in it."""
+        return module.eval() if self.marked else module.eval().requires_grad_(learns)
 
 
 class Frozen(Protocol):
@@ -207,7 +213,7 @@ class Replicas:
         """Cast and move it."""
         module = source.load()
         cast_parameters(module, self.dtype)
-        module = module.eval() if source.lora else module.eval().requires_grad_(learns)
+        module = source.ready(module, learns=learns)
         if sleeps:
             return Whole(module, self.dtype, self.world, self.device)
         kind = Bucketed if self.overlaps and learns else Whole

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
-from lightrft_core.abilities import LoraAdapter, SequenceAdapter, SkeletonAdapter, ValueAdapter
+from lightrft_core.abilities import FreezingAdapter, LoraAdapter, SequenceAdapter, SkeletonAdapter, ValueAdapter
 from lightrft_core.data import Batch, StepStats, seed_for
 from lightrft_core.errors import UserError
 from lightrft_core.gap import Gap
@@ -346,7 +346,8 @@ def _too_wide(gap: Gap | None, objective: Objective) -> str | None:
 def source_of(adapter: ModelAdapter, role: str) -> Source:
     """How to get a role's module."""
     skeleton = adapter.skeleton if isinstance(adapter, SkeletonAdapter) else None
-    return Source(lambda: adapter.load(role), None if skeleton is None else lambda: skeleton(role))
+    is_marked = role == "policy" and isinstance(adapter, FreezingAdapter) and adapter.freezes
+    return Source(lambda: adapter.load(role), None if skeleton is None else lambda: skeleton(role), marked=is_marked)
 
 
 def _sequence_ranks(config: TrainingConfig, adapter: ModelAdapter, world: World) -> SequenceRanks | None:

@@ -1,16 +1,16 @@
 """The supervised part of an optimizer step: coef times the mean over all ranks' tokens of -log p of the examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from lightrft_core.data import Batch
 from lightrft_core.objective import Totals, local_totals, reduce
-from lightrft_core.protocols import World
+from lightrft_core.protocols import LogProbs, World
 from torch import Tensor
 
 from lightrft_engines.training.exchange import Exchange
-from lightrft_engines.training.passes import Passes, trained_rows
+from lightrft_engines.training.passes import Passes, on_device, trained_rows
 from lightrft_engines.training.roles import Role
 from lightrft_engines.training.stepsums import StepSums
 
@@ -35,9 +35,13 @@ class Examples:
         return [partial(self._loss, part, role, passes, totals, counted) for part in parts]
 
     def _loss(self, part: Batch, role: Role, passes: Passes, totals: Totals, sums: StepSums | None) -> Tensor:
-        found = passes.forward(role, part, layout=passes.layout)
-        mask_BT = part.mask_BT.to(found.logprobs_BT.device)
-        share: Tensor = reduce(-found.logprobs_BT, mask_BT, "token_mean", totals)
-        if sums is not None:
-            sums.add({"ptx_loss": (share.detach(), mask_BT.sum() / max(totals.tokens, 1.0))})
-        return self.coef * share
+        mask_BT = on_device(part, passes.device).mask_BT
+
+        def share(rows: Sequence[int], found: LogProbs) -> Tensor:
+            own_RT = mask_BT[list(rows)]
+            value: Tensor = reduce(-found.logprobs_BT, own_RT, "token_mean", totals)
+            if sums is not None:
+                sums.add({"ptx_loss": (value.detach(), own_RT.sum() / max(totals.tokens, 1.0))})
+            return self.coef * value
+
+        return passes.loss(role, part, share)

@@ -90,8 +90,7 @@ def loaded(source: Source, place: Place, *, learns: bool, by_first_rank: bool) -
     is_read = place.world.rank == 0 or not by_first_rank or source.skeleton is None
     module = source.load() if is_read or source.skeleton is None else _without_weights(source.skeleton())
     cast_parameters(module, place.dtype)
-    module = module.eval() if source.lora else module.eval().requires_grad_(learns)
-    return Call(module)
+    return Call(source.ready(module, learns=learns))
 
 
 def spread(call: Call, settings: Settings, device: torch.device) -> None:
