@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,32 +62,32 @@ class Measured:
     wall_s: float
 
 
-def naive(head: nn.Linear, states: Tensor, targets: Tensor, scenario: Scenario) -> Tensor:
+def naive(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Tensor:
     """What a training loop writes down first."""
     logp = head(states).float().log_softmax(-1)
     value = logp.gather(-1, targets[:, None]).sum()
-    if scenario.entropy == "logged":
+    if entropy == "logged":
         with torch.no_grad():
             (logp.exp() * logp).sum(-1)
-    return value - (logp.exp() * logp).sum(-1).sum() if scenario.entropy == "trained" else value
+    return value - (logp.exp() * logp).sum(-1).sum() if entropy == "trained" else value
 
 
-def fused(head: nn.Linear, states: Tensor, targets: Tensor, scenario: Scenario) -> Tensor:
+def fused(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str) -> Tensor:
     """Log-probabilities for a loss that comes later."""
-    value, spread = token_logprobs(states, head, targets, 1.0, entropy=scenario.entropy != "none")
-    return value.sum() + spread.sum() if spread is not None and scenario.entropy == "trained" else value.sum()
+    value, spread = token_logprobs(states, head, targets, 1.0, entropy=entropy != "none")
+    return value.sum() + spread.sum() if spread is not None and entropy == "trained" else value.sum()
 
 
-def step(head: nn.Linear, states: Tensor, targets: Tensor, scenario: Scenario) -> Tensor:
+def step(head: nn.Linear, states: Tensor, targets: Tensor, entropy: str, completion: int) -> Tensor:
     """The loss with them, where a step does so."""
     if not pays(head.weight):
-        return fused(head, states, targets, scenario)
+        return fused(head, states, targets, entropy)
 
     def share(rows: slice, value: Tensor, spread: Tensor | None) -> Tensor:
-        return value.sum() + spread.sum() if spread is not None and scenario.entropy == "trained" else value.sum()
+        return value.sum() + spread.sum() if spread is not None and entropy == "trained" else value.sum()
 
-    lengths = [len(part) for part in targets.split(scenario.completion)]
-    return HeadLoss(head, 1.0, scenario.entropy != "none").of(states, targets, lengths, share)
+    lengths = [len(part) for part in targets.split(completion)]
+    return HeadLoss(head, 1.0, entropy != "none").of(states, targets, lengths, share)
 
 
 def timed(way: str, inputs: tuple[nn.Linear, Tensor, Tensor], scenario: Scenario) -> Measured:
@@ -94,7 +95,8 @@ def timed(way: str, inputs: tuple[nn.Linear, Tensor, Tensor], scenario: Scenario
     head, states, targets = inputs
     head.weight.grad = states.grad = None
     cpu, wall = time.process_time(), time.perf_counter()
-    {"naive": naive, "fused": fused, "step": step}[way](head, states, targets, scenario).backward()
+    run = {"naive": naive, "fused": fused, "step": partial(step, completion=scenario.completion)}[way]
+    run(head, states, targets, scenario.entropy).backward()
     return Measured(time.process_time() - cpu, time.perf_counter() - wall)
 
 
