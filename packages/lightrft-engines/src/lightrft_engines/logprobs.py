@@ -56,9 +56,8 @@ def logprobs(
     device = module.get_input_embeddings().weight.device
     if ranks is not None:
         return _logprobs_of_slice(module, batch, abilities, ranks, entropy=entropy, chunk=chunk)
-    exists_BT = completion_mask(batch).to(device)
-    laid = packed(batch, device) if abilities.layout(layout, batch) == "packed" else padded(batch, device)
-    targets_M = batch.completion_ids_BT.to(device)[exists_BT]
+    exists_BT, targets_M = _targets(batch, device)
+    laid = _laid(batch, abilities, layout, device)
     if abilities.fused_head:
         states_MD = hidden_states(module, laid).flatten(0, 1)[laid.source_M]
         values_M, entropy_M = _by_head(module, states_MD, targets_M, batch.temperature, entropy, chunk)
@@ -84,8 +83,8 @@ def loss(
         found = logprobs(module, batch, abilities, layout=layout, entropy=entropy, chunk=chunk)
         return share(range(len(batch)), found)
     device = head.weight.device
-    exists_BT = completion_mask(batch).to(device)
-    laid = packed(batch, device) if abilities.layout(layout, batch) == "packed" else padded(batch, device)
+    exists_BT, targets_M = _targets(batch, device)
+    laid = _laid(batch, abilities, layout, device)
 
     def of_rows(rows: slice, values_C: Tensor, entropy_C: Tensor | None) -> Tensor:
         exists_RT = exists_BT[rows]
@@ -93,7 +92,6 @@ def loss(
         return share(range(len(batch))[rows], found)
 
     states_MD = hidden_states(module, laid).flatten(0, 1)[laid.source_M]
-    targets_M = batch.completion_ids_BT.to(device)[exists_BT]
     by_head = HeadLoss(head, batch.temperature, entropy, chunk, shard)
     return by_head.of(states_MD, targets_M, batch.lengths_B.tolist(), of_rows)
 
@@ -109,9 +107,9 @@ def _logprobs_of_slice(
 ) -> LogProbs:
     """The same where several ranks share the packed row; each computes its slice."""
     device = module.get_input_embeddings().weight.device
-    exists_BT = completion_mask(batch).to(device)
+    exists_BT, targets_M = _targets(batch, device)
     own = ranks.split(packed(batch, device))
-    targets_M = batch.completion_ids_BT.to(device)[exists_BT][own.own_M]
+    targets_M = targets_M[own.own_M]
     if abilities.fused_head:
         states_MD = own.states(hidden_states(module, own.laid))
         values, spread = _by_head(module, states_MD, targets_M, batch.temperature, entropy, chunk)
@@ -120,6 +118,16 @@ def _logprobs_of_slice(
         values, spread = logprobs_of_logits(logits_MV, targets_M, batch.temperature, entropy=entropy)
     entropy_BT = None if spread is None else scatter(own.join(spread), exists_BT)
     return LogProbs(scatter(own.join(values), exists_BT), entropy_BT)
+
+
+def _targets(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where completion tokens exist, [B, T], and these tokens, [M]."""
+    exists_BT = completion_mask(batch).to(device)
+    return exists_BT, batch.completion_ids_BT.to(device)[exists_BT]
+
+
+def _laid(batch: Batch, abilities: Abilities, layout: Layout, device: torch.device) -> Laid:
+    return (packed if abilities.layout(layout, batch) == "packed" else padded)(batch, device)
 
 
 def _by_head(

@@ -17,9 +17,10 @@ from lightrft_engines.estimate.census import Census
 from lightrft_engines.estimate.courses import Course, forward_peak, training_course
 from lightrft_engines.estimate.decoding import key_numbers, load_of, reading, writing
 from lightrft_engines.estimate.memory import Memory
+from lightrft_engines.estimate.meter import Weightless
 from lightrft_engines.estimate.work import Cutter, Pass, Rows
 from lightrft_engines.head import GPU_TILE
-from lightrft_engines.head_tiles import accurate
+from lightrft_engines.head_loss import pays
 from lightrft_engines.logprobs import assumed
 from lightrft_engines.training.microbatch import Limits
 from lightrft_engines.training.passes import Passes
@@ -67,8 +68,7 @@ class Tracer:
 
         def measure() -> Course:
             model, blocks = blueprint.fresh(self._case.dtype)
-            by_head = largest.loss if self._learns_by_head else largest.logprobs
-            compute = largest.values(model) if values else by_head(model)
+            compute = largest.values(model) if values else self._learning(largest, model)
             course = training_course(model, blocks, compute, **options)
             head = 0 if values else self._kernels(model.module, largest, learns=True)
             first, *others = course.moments
@@ -103,11 +103,11 @@ class Tracer:
         cache = numbers * load.tokens(shares=shares) * size
         return Memory(cache=cache, activations=max(read + 2 * first_logits, write + first_logits))
 
-    @property
-    def _learns_by_head(self) -> bool:
-        """Whether `Passes.loss` has the loss computed with the log-probabilities; see `head_loss.pays`."""
+    def _learning(self, largest: Pass, model: Weightless) -> Callable[[nn.Module], torch.Tensor]:
+        """The policy's pass with gradient, by the head where `logprobs.loss` goes that way."""
         is_whole = self._abilities.fused_head and self._case.config.sequence_parallel == 1
-        return is_whole and not self._case.target.is_gpu and self._case.dtype == accurate(self._case.dtype)
+        is_here = is_whole and not self._case.target.is_gpu and pays(model.module.get_output_embeddings().weight)
+        return largest.loss(model) if is_here else largest.logprobs(model)
 
     def _once(self, key: tuple[Hashable, ...], measure: Callable[[], Found]) -> Found:
         where = (repr(self._case.setup.model_section), self._case.dtype, self._case.target.kind, *key)
